@@ -1,0 +1,33 @@
+"""Structured pruning for Keras: convnets that are really smaller and faster."""
+
+from filterprune import channels, criteria, layers, schedules
+from filterprune.callbacks import FilterPruningCallback
+from filterprune.channels import rule
+from filterprune.compaction import compact
+from filterprune.report import Report, analyze
+from filterprune.schedules import ConstantSparsity, PolynomialDecay, Schedule
+from filterprune.selection import prune
+from filterprune.verification import VerificationError
+from filterprune.wrapping import wrap, wrap_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConstantSparsity",
+    "FilterPruningCallback",
+    "PolynomialDecay",
+    "Report",
+    "Schedule",
+    "VerificationError",
+    "__version__",
+    "analyze",
+    "channels",
+    "compact",
+    "criteria",
+    "layers",
+    "prune",
+    "rule",
+    "schedules",
+    "wrap",
+    "wrap_model",
+]

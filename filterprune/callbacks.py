@@ -1,0 +1,167 @@
+"""The callback that closes gates while a model trains: when, not which."""
+
+import warnings
+
+import keras
+
+from filterprune import criteria
+from filterprune.schedules import Schedule
+from filterprune.selection import Limits, Selector
+
+
+class FilterPruningCallback(keras.callbacks.Callback):
+    """Closes the gates of a masked model on a schedule, during `fit`.
+
+    The step is the optimizer's own count, so that a second `fit`, or a run
+    resumed by `BackupAndRestore`, continues where the first one stopped. The
+    schedule's final sparsity is reached exactly at its `end_step`, whatever
+    the frequency and `steps_per_execution` (then at the end of the execution
+    that contains it). `logs` and `History` get `sparsity`: the fraction of
+    the prunable filters whose gates are closed.
+
+    Args:
+        schedule: a `filterprune.PolynomialDecay`, `ConstantSparsity` or other
+            `Schedule`. Where it leaves out `end_step`, pruning ends after
+            `end_fraction` of this fit's steps.
+        frequency: every how many steps gates are closed, from the schedule's
+            `begin_step` on. Defaults to `100`.
+        criterion: how filters are scored, as in `filterprune.prune`. Defaults
+            to `"l2"`.
+        scope: `"global"` or `"layer"`, as in `filterprune.prune`.
+        min_filters: how many channels every group keeps at least. Defaults to
+            `1`.
+        round_to: if given, the channels that each group keeps are a multiple
+            of it (or all).
+        end_fraction: the fraction of the fit's steps, in (0, 1], after which
+            a schedule without `end_step` ends; the rest is for recovery.
+            Defaults to `0.6`.
+
+    Raises:
+        TypeError: if `schedule` is no schedule.
+        ValueError: if another argument is out of range; and at the start of
+            `fit` if the model has no gates or nothing in it can be pruned.
+
+    Example:
+
+    ```python
+    schedule = filterprune.PolynomialDecay(final_sparsity=0.5)
+    masked.fit(x, y, epochs=5, callbacks=[
+        filterprune.FilterPruningCallback(schedule, frequency=50)
+    ])
+    ```
+    """
+
+    def __init__(
+        self,
+        schedule,
+        frequency=100,
+        criterion="l2",
+        scope="global",
+        min_filters=1,
+        round_to=None,
+        end_fraction=0.6,
+    ):
+        super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                "Expected `schedule` to be a filterprune schedule, such as "
+                f"`PolynomialDecay(final_sparsity=0.5)`. Received: {schedule!r}"
+            )
+        if isinstance(frequency, bool) or not isinstance(frequency, int):
+            raise TypeError(
+                "Expected `frequency` to be an integer. Received: "
+                f"frequency={frequency!r}"
+            )
+        if frequency < 1:
+            raise ValueError(
+                f"Expected `frequency` to be at least 1. Received: {frequency}"
+            )
+        if not 0 < end_fraction <= 1:
+            raise ValueError(
+                "Expected `end_fraction` to be in (0, 1]. Received: "
+                f"end_fraction={end_fraction!r}"
+            )
+        criteria.get(criterion)
+        self.schedule = schedule
+        self.frequency = frequency
+        self.criterion = criterion
+        self.limits = Limits(scope, min_filters, round_to)
+        self.end_fraction = end_fraction
+        self._selector: Selector | None = None
+
+    def on_train_begin(self, logs=None):
+        self._selector = Selector(self.model, self.criterion, self.limits)
+        self._sparsity = self._selector.sparsity()
+        self._plan = None if self.schedule.end_step is None else self.schedule
+        if self._plan is None and not self.params.get("steps"):
+            raise ValueError(
+                "The number of steps of this `fit` is not known, so the schedule "
+                "needs an `end_step`: pass one, or `steps_per_epoch` to `fit`."
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Here, not in `on_train_begin`: by now a resumed run is restored.
+        step = self._step()
+        if self._plan is None:
+            self._plan = self._with_end(step - epoch * self.params["steps"])
+        self._before = self._ahead = step
+        self._next = self._due_after(step)
+        if self._due_at(step):
+            self._update(step)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._ahead = self._before + batch + 1
+        if self._next is not None and self._ahead >= self._next:
+            step = self._step()
+            if step >= self._next:
+                self._update(step)
+        if logs is not None:
+            logs["sparsity"] = self._sparsity
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["sparsity"] = self._sparsity
+
+    def on_train_end(self, logs=None):
+        step = self._step()
+        end = step if self._plan is None else self._plan.end_step
+        if step < end:
+            warnings.warn(
+                f"`fit` ended at step {step}, before the pruning schedule ends at "
+                f"step {end}: the sparsity is {self._sparsity:.3f}, and "
+                f"{self._plan(end):.3f} was planned. Train on (a second `fit` "
+                "continues the schedule) or lower `end_step`.",
+                stacklevel=2,
+            )
+
+    def _step(self) -> int:
+        """The optimizer's step; on JAX `fit` keeps it elsewhere meanwhile."""
+        sync = getattr(self.model, "jax_state_sync", None)
+        if sync is not None:
+            sync()
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    def _with_end(self, start: int) -> Schedule:
+        """The schedule, ending after a fraction of the steps from `start` on."""
+        total = self.params["epochs"] * self.params["steps"]
+        end = start + max(round(self.end_fraction * total), 1)
+        return self.schedule.with_end(max(end, self.schedule.begin_step + 1))
+
+    def _due_after(self, step: int) -> int | None:
+        """The first step after `step` at which gates are to close."""
+        plan = self._plan
+        if step >= plan.end_step:
+            return None
+        if step < plan.begin_step:
+            return plan.begin_step
+        passed = (step - plan.begin_step) // self.frequency + 1
+        return min(plan.begin_step + passed * self.frequency, plan.end_step)
+
+    def _due_at(self, step: int) -> bool:
+        plan = self._plan
+        on_grid = (step - plan.begin_step) % self.frequency == 0
+        return step >= plan.end_step or (step >= plan.begin_step and on_grid)
+
+    def _update(self, step: int) -> None:
+        self._sparsity = self._selector.update(self._plan(step))
+        self._next = self._due_after(step)

@@ -1,0 +1,72 @@
+"""What an activation function does to a channel that is zero."""
+
+import dataclasses
+import functools
+
+import keras
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationFacts:
+    """What was found by running the function.
+
+    Attributes:
+        name: the function's name, for the report.
+        elementwise: whether each element of the output depends on that
+            element of the input alone.
+        keeps_zero: whether zero is turned into zero.
+    """
+
+    name: str
+    elementwise: bool
+    keeps_zero: bool
+
+
+LINEAR = ActivationFacts("linear", True, True)
+
+
+def activation_of(op) -> ActivationFacts:
+    """The facts on the activation that `op` applies to its own output."""
+    function = getattr(op, "activation", None)
+    if function is None or function is keras.activations.linear:
+        return LINEAR
+    try:
+        return _cached(function)
+    except TypeError:  # not hashable
+        return examine(function)
+
+
+def examine(function) -> ActivationFacts:
+    """Run an activation function on a few numbers and see what it does.
+
+    Args:
+        function: a callable that keeps shapes, such as `keras.ops.relu`.
+
+    Returns:
+        `ActivationFacts`. A function counts as element-wise if changing any
+        one of several elements, in each of several random arrays, changes
+        that element alone.
+    """
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def run(array):
+        result = function(keras.ops.convert_to_tensor(array.astype("float32")))
+        return keras.ops.convert_to_numpy(result)
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(0, scale, (1, 4, 6)) for scale in (0.1, 1.0, 10.0)]
+    elementwise = True
+    for array in arrays:
+        base = run(array)
+        for row, column in ((0, 0), (1, 3), (3, 5)):
+            for shift in (-2.0, 3.0):
+                moved = array.copy()
+                moved[0, row, column] += shift
+                changed = run(moved) != base
+                changed[0, row, column] = False
+                elementwise &= base.shape == array.shape and not changed.any()
+    return ActivationFacts(name, elementwise, not run(np.zeros((1, 4, 6))).any())
+
+
+_cached = functools.lru_cache(maxsize=256)(examine)

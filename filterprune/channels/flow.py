@@ -1,0 +1,390 @@
+"""Channel flow: one pass over a model's graph that labels every channel.
+
+`flow(model)` runs the rule of every call, in order, nested models included.
+What comes out says, for every tensor, which of its positions live and die
+together, and for every weight, which of its axes run along which labels.
+Wrapping, pruning, cost, compaction and the report all read this one result.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from filterprune.channels import registry
+from filterprune.channels.labels import Channels, LabelTable
+from filterprune.channels.trace import (
+    Graph,
+    Node,
+    is_graph,
+    is_keras_operation,
+    is_layer,
+    trace,
+)
+
+_CURRENT: contextvars.ContextVar["Call"] = contextvars.ContextVar("filterprune_call")
+
+
+class Ambiguous(Exception):
+    """Raised by a rule for a call it cannot explain: the call is a barrier."""
+
+
+@dataclasses.dataclass(eq=False)
+class Gate:
+    """Where one call's output channels can be closed.
+
+    Attributes:
+        labels: the labels along the output's gated axis; broadcastable to the
+            output where they differ along other axes too.
+        axis: the gated axis of the output.
+        weights: for each weight that a closed gate zeroes the shape in which
+            the gates broadcast to it; empty if the gate acts on the output.
+        factor: the weight that a channel's importance is read from, and its
+            axis of output channels; `None` if there is none.
+        makes: whether the layer makes new channels (a convolution), or passes
+            channels on (a normalisation).
+        keeps_zero: whether the layer turns zero into zero without a gate.
+    """
+
+    labels: np.ndarray
+    axis: int
+    weights: dict[str, tuple]
+    factor: tuple[str, int] | None
+    makes: bool
+    keeps_zero: bool
+
+    @property
+    def size(self) -> int:
+        return self.labels.shape[self.axis]
+
+
+@dataclasses.dataclass(eq=False)
+class Step:
+    """How to tell what the dead channels of some outputs are worth."""
+
+    call: "Call"
+    inputs: tuple[Channels, ...]
+    outputs: tuple[Channels, ...]
+    worth: Callable
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of a layer or operation, as the rules see it.
+
+    Attributes:
+        op: what was called; of a masked layer, the layer in it.
+        mask: the masked layer, or None.
+        path: the name of `op`, behind those of the models it is nested in.
+        inputs: the channels of the call's tensors.
+        gate: how the output is gated, if it can be.
+        products: names of weights that are multiplied, and at how many
+            positions of a sample.
+    """
+
+    flow: "Flow"
+    op: Any
+    mask: Any
+    node: Node
+    path: str
+    inputs: tuple[Channels, ...]
+    gate: Gate | None = None
+    products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+
+    @property
+    def outputs(self) -> tuple[tuple, ...]:
+        """The static shapes of the call's outputs."""
+        return tuple(tuple(tensor.shape) for tensor in self.node.outputs)
+
+    @property
+    def layer(self):
+        """What was called: the masked layer if there is one."""
+        return self.op if self.mask is None else self.mask
+
+    def run(self, *arrays):
+        """Run the bare operation with arrays in place of its tensors."""
+        tensors = {id(t): a for t, a in zip(self.node.inputs, arrays, strict=True)}
+        args, kwargs = self.node.fill(tensors)
+        return self.op(*args, **kwargs)
+
+    def move(self, *arrays):
+        """Run a mover of data on integers, whatever the layer's dtype."""
+        tensors = {id(t): a for t, a in zip(self.node.inputs, arrays, strict=True)}
+        args, kwargs = self.node.fill(tensors)
+        kwargs.pop("training", None)
+        return self.op.call(*args, **kwargs)
+
+    def step(self, inputs, outputs, worth) -> None:
+        self.flow.steps.append(Step(self, tuple(inputs), tuple(outputs), worth))
+
+
+@dataclasses.dataclass(eq=False)
+class Binding:
+    """The labels along the axes of one layer's weights, and what to rewrite.
+
+    Attributes:
+        axes: for each weight's name a tuple with, for each axis, the labels
+            along it, or `None` where nothing is ever removed.
+        config: for each config entry (of a layer) or attribute (of an
+            operation) a function of `count` that gives its new value.
+        arguments: for each constant array among the arguments (by its id) the
+            labels of its positions.
+    """
+
+    layer: Any
+    path: str
+    axes: dict[str, tuple] = dataclasses.field(default_factory=dict)
+    config: dict[str, Callable] = dataclasses.field(default_factory=dict)
+    arguments: dict[int, Channels] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
+class Flow:
+    """What one model's graph says about its channels."""
+
+    model: Any
+    table: LabelTable = dataclasses.field(default_factory=LabelTable)
+    calls: list[Call] = dataclasses.field(default_factory=list)
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    bindings: dict[int, Binding] = dataclasses.field(default_factory=dict)
+    tensors: dict[int, Channels] = dataclasses.field(default_factory=dict)
+    vectors: list[Channels] = dataclasses.field(default_factory=list)
+    graphs: dict[int, Graph] = dataclasses.field(default_factory=dict)
+    barriers: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def binding(self, call: Call) -> Binding:
+        return self.bindings.setdefault(id(call.op), Binding(call.op, call.path))
+
+    def bind(self, call: Call, weight: str, axes: tuple) -> None:
+        """Let the axes of a weight run along labels; tie on a second call."""
+        bound = self.binding(call).axes
+        if weight not in bound:
+            bound[weight] = axes
+            return
+        for old, new in zip(bound[weight], axes, strict=True):
+            if old is not None and new is not None:
+                self.table.tie(old, new)
+
+    def pinned(self, shape, reason: str) -> Channels:
+        """The channels of a tensor none of which can ever be removed."""
+        labels = self.table.new(*(1,) * len(shape))
+        self.table.pin(labels, reason)
+        return Channels(tuple(shape), labels)
+
+
+def current() -> Call:
+    """The call whose rule is being run."""
+    return _CURRENT.get()
+
+
+@contextlib.contextmanager
+def _calling(call: Call) -> Iterator[None]:
+    token = _CURRENT.set(call)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def describe(op) -> str:
+    """How the report names an operation: `name` (Class)."""
+    return f"`{op.name}` ({type(op).__name__})"
+
+
+def flow(model) -> Flow:
+    """Analyse a functional or sequential model.
+
+    Args:
+        model: a built functional or sequential Keras model, masked or not.
+
+    Returns:
+        The `Flow`. The model is not touched.
+    """
+    result = Flow(model)
+    graph = trace(model)
+    inputs = [
+        result.pinned(tensor.shape, f"comes from the input `{tensor.name}`")
+        for tensor in graph.inputs
+    ]
+    outputs = _visit_graph(result, graph, inputs, prefix="")
+    for channels, name in zip(outputs, graph.output_names, strict=True):
+        result.table.pin(channels.labels, f"reaches the output `{name}`")
+    _keep_rectangular(result)
+    return result
+
+
+def gate_of(layer, input_shape, mask=None) -> Gate:
+    """How the outputs of one built layer are gated, apart from any model.
+
+    Args:
+        layer: a built layer that has a rule.
+        input_shape: the shape of its input, `None` for unknown sizes.
+        mask: the masked layer around it, if there is one.
+
+    Returns:
+        The `Gate`.
+
+    Raises:
+        ValueError: if the layer's outputs cannot be gated.
+    """
+    x = keras.KerasTensor(input_shape)
+    y = keras.KerasTensor(layer.compute_output_shape(input_shape))
+    result = Flow(layer)
+    inputs = (result.pinned(x.shape, "an input"),)
+    call = Call(result, layer, mask, Node(layer, (x,), {}, (x,), (y,)), "", inputs)
+    with _calling(call):
+        try:
+            _apply_rule(call)
+        except Ambiguous as error:
+            raise ValueError(f"{describe(layer)} cannot be masked: {error}") from None
+    if call.gate is None:
+        raise ValueError(f"{describe(layer)} cannot be masked: it has no channels")
+    return call.gate
+
+
+def _visit_graph(result: Flow, graph: Graph, inputs, prefix: str) -> list[Channels]:
+    result.graphs.setdefault(id(graph.model), graph)
+    known = dict(zip(map(id, graph.inputs), inputs, strict=True))
+    for node in graph.nodes:
+        channels = [known[id(tensor)] for tensor in node.inputs]
+        for tensor, value in zip(
+            node.outputs, _visit(result, node, channels, prefix), strict=True
+        ):
+            known[id(tensor)] = value
+            result.vectors.append(value)
+    for key, value in known.items():
+        first = result.tensors.setdefault(key, value)
+        if first is not value:  # a nested model, or a layer in it, called again
+            result.table.tie(first.labels, value.labels)
+    return [known[id(tensor)] for tensor in graph.outputs]
+
+
+def _visit(result: Flow, node: Node, inputs, prefix: str) -> list[Channels]:
+    op = node.op
+    path = prefix + op.name
+    if is_graph(op):
+        graph = result.graphs.get(id(op)) or trace(op)
+        if len(graph.inputs) == len(inputs):
+            return _visit_graph(result, graph, inputs, prefix=path + "/")
+    mask = op if getattr(type(op), "masks_channels", False) else None
+    bare = op.layer if mask is not None else op
+    call = Call(result, bare, mask, node, path, tuple(inputs))
+    result.calls.append(call)
+    mark = result.table.count
+    with _calling(call):
+        try:
+            outputs = _apply_rule(call)
+        except Ambiguous as error:
+            outputs = _barrier(call, str(error), mark)
+        except Exception as error:
+            reason = f"its rule failed with {type(error).__name__}: {error}"
+            outputs = _barrier(call, reason, mark)
+    if call.gate is not None:
+        outputs = [_gated(call, outputs[0])]
+    return outputs
+
+
+def _apply_rule(call: Call) -> list[Channels]:
+    bare = call.op
+    tensors = dict(zip(map(id, call.node.inputs), call.inputs, strict=True))
+    args, kwargs = call.node.fill(tensors)
+    kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
+    if is_layer(bare):
+        function = registry.layer_rule(type(bare))
+    elif is_keras_operation(bare):
+        function = registry.operation_rule(type(bare))
+    else:
+        function = None
+    if function is None:
+        stated = registry.barrier_reason(type(bare))
+        raise Ambiguous(stated or "no rule is known for it")
+    if getattr(bare, "quantization_mode", None):
+        raise Ambiguous(f"it is quantized ({bare.quantization_mode})")
+    if getattr(bare, "lora_enabled", False):
+        raise Ambiguous("it has LoRA weights; merge them first")
+    try:
+        inspect.signature(function).bind(bare, *args, **kwargs)
+    except TypeError as error:
+        raise Ambiguous(f"it is called in a way its rule does not know: {error}")
+    outputs = keras.tree.flatten(function(bare, *args, **kwargs))
+    for channels, shape in zip(outputs, call.outputs, strict=True):
+        _check_labels(call, channels, shape)
+    return outputs
+
+
+def _check_labels(call: Call, channels: Channels, shape) -> None:
+    fits = len(channels.labels.shape) == len(shape) and all(
+        label in (1, size) or size is None
+        for label, size in zip(channels.labels.shape, shape)
+    )
+    if not fits:
+        raise Ambiguous(
+            f"its rule gives labels of shape {channels.labels.shape} for an "
+            f"output of shape {tuple(shape)}"
+        )
+
+
+def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
+    """Fix all that a call reads and makes, and all labels its rule made."""
+    table = call.flow.table
+    call.flow.bindings.pop(id(call.op), None)
+    call.gate = None
+    call.products.clear()
+    call.flow.steps[:] = [s for s in call.flow.steps if s.call is not call]
+    call.flow.barriers[call.path] = f"{describe(call.op)}: {reason}"
+    if table.count > mark:
+        table.pin(np.arange(mark, table.count), f"made by {describe(call.op)}")
+    for channels in call.inputs:
+        table.pin(channels.labels, f"read by {describe(call.op)}: {reason}")
+    return [
+        call.flow.pinned(shape, f"comes out of {describe(call.op)}: {reason}")
+        for shape in call.outputs
+    ]
+
+
+def _gated(call: Call, made: Channels) -> Channels:
+    """The channels behind the gate of a call: worth zero where it is closed."""
+    gate = call.gate
+    after = Channels(made.shape, made.labels)
+
+    def worth(valuation, values):
+        closed = valuation.closed(call, gate)
+        if closed is None:
+            return values
+        shape = [1] * made.ndim
+        shape[gate.axis] = closed.size
+        return [np.where(closed.reshape(shape), 0.0, values[0])]
+
+    call.step([made], [after], worth)
+    return after
+
+
+def _keep_rectangular(result: Flow) -> None:
+    """Tie labels until every tensor loses whole slabs along one axis only."""
+    table = result.table
+    while True:
+        roots = table.roots()
+        tied = False
+        seen: set[int] = set()
+        for channels in result.vectors:
+            labels = channels.labels
+            if id(labels) in seen or sum(size > 1 for size in labels.shape) < 2:
+                continue
+            seen.add(id(labels))
+            found = roots[labels]
+            varies = [
+                axis
+                for axis in range(labels.ndim)
+                if (found != np.take(found, [0], axis)).any()
+            ]
+            if len(varies) > 1:
+                keep = max(varies, key=lambda axis: (labels.shape[axis], axis))
+                table.tie_along(labels, keep)
+                tied = True
+        if not tied:
+            return

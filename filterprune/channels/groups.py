@@ -1,0 +1,200 @@
+"""Groups: the channels that are pruned together, over all layers.
+
+A *group* is a set of layers whose channels are tied one to one, such as all
+the convolutions that add to one residual stream. Its *slots* are the channels:
+a slot is kept or removed as a whole, in every layer of the group.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from filterprune.channels.flow import Call, Flow, describe, flow
+from filterprune.channels.survivors import Survivors
+from filterprune.channels.values import Valuation, find_stuck
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Layers whose output channels live and die together.
+
+    Attributes:
+        layers: the paths of the layers that make the channels.
+        roots: the label of each slot, `(size,)`.
+        filters: how many filters each slot has, `(size,)`.
+        reason: why no slot can be removed; `None` if they can.
+    """
+
+    layers: tuple[str, ...]
+    roots: np.ndarray
+    filters: np.ndarray
+    reason: str | None
+
+    @property
+    def size(self) -> int:
+        """How many slots the group has."""
+        return self.roots.size
+
+    @property
+    def name(self) -> str:
+        """The path of the first layer, and how many more there are."""
+        more = len(self.layers) - 1
+        return f"{self.layers[0]} (+{more})" if more else self.layers[0]
+
+
+@dataclasses.dataclass(eq=False)
+class Analysis:
+    """The channel flow of a model, and the groups found in it."""
+
+    flow: Flow
+    gated: Callable[[Call], bool]
+    excluded: Callable[[Call], bool]
+
+    @property
+    def model(self):
+        return self.flow.model
+
+    @functools.cached_property
+    def roots(self) -> np.ndarray:
+        return self.flow.table.roots()
+
+    @functools.cached_property
+    def makers(self) -> list[Call]:
+        """One call for every layer that makes channels, in graph order."""
+        found = {}
+        for call in self.flow.calls:
+            if call.gate is not None and call.gate.makes:
+                found.setdefault(id(call.op), call)
+        return list(found.values())
+
+    @functools.cached_property
+    def masks(self) -> list[Call]:
+        """One call for every masked layer, in graph order."""
+        found = {}
+        for call in self.flow.calls:
+            if call.mask is not None and call.gate is not None:
+                found.setdefault(id(call.mask), call)
+        return list(found.values())
+
+    @functools.cached_property
+    def reasons(self) -> dict[int, str]:
+        """Why a root can never be removed, whatever its weights and gates."""
+        for call in self.makers:
+            if self.excluded(call):
+                self.flow.table.pin(call.gate.labels, f"`{call.path}` is excluded")
+        found = dict(self.flow.table.reasons())
+        possible = np.zeros(self.flow.table.count, bool)
+        for call in self.makers:
+            possible[self.roots[call.gate.labels]] = True
+        possible[list(found)] = False
+        return found | find_stuck(self.flow, possible, self.gated).stuck
+
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """All groups in graph order, those that must stay included."""
+        count = self.flow.table.count
+        filters = np.zeros(count, int)
+        signature = self._signatures()
+        layers: dict[int, list[str]] = {}
+        for call in self.makers:
+            vector = self.roots[call.gate.labels].ravel()
+            np.add.at(filters, vector, 1)
+            for root in np.unique(vector):
+                layers.setdefault(int(root), []).append(call.path)
+        found: dict[tuple, list[int]] = {}
+        for root, paths in layers.items():
+            key = (tuple(paths), int(signature[root]), self.reasons.get(root))
+            found.setdefault(key, []).append(root)
+        return [
+            Group(key[0], np.array(roots), filters[roots], key[2])
+            for key, roots in found.items()
+        ]
+
+    @property
+    def prunable(self) -> list[Group]:
+        """The groups whose slots can be removed."""
+        return [group for group in self.groups if group.reason is None]
+
+    def _signatures(self) -> np.ndarray:
+        """A number for each root that tells in which tensors it occurs.
+
+        Roots of one group occur in the same tensors, so that every tensor is
+        a union of groups and keeps a channel if every group does.
+        """
+        rng = np.random.default_rng(0)
+        signature = np.zeros(self.flow.table.count, "uint64")
+        seen: set[bytes] = set()
+        for channels in self.flow.vectors:
+            roots = np.unique(self.roots[channels.labels])
+            key = roots.tobytes()
+            if roots.size > 1 and key not in seen:
+                seen.add(key)
+                signature[roots] += rng.integers(2**63, dtype="uint64")
+        return signature
+
+    def slots(self, call: Call) -> np.ndarray:
+        """The root behind each gate of a call, -1 where gates are untied."""
+        gate = call.gate
+        roots = np.moveaxis(self.roots[gate.labels], gate.axis, -1)
+        rows = roots.reshape(-1, gate.size)
+        return np.where((rows == rows[:1]).all(axis=0), rows[0], -1)
+
+    def closed(self) -> np.ndarray:
+        """For each root whether a gate of it is closed, `(labels,)` bool."""
+        dead = np.zeros(self.flow.table.count, bool)
+        for call in self.masks:
+            slots = self.slots(call)
+            dead[slots[call.mask.closed() & (slots >= 0)]] = True
+        return dead
+
+    def decide(self) -> tuple[np.ndarray, Valuation, dict[int, str]]:
+        """Decide with the gates and weights as they are what is removed.
+
+        Returns:
+            Which roots are removed, `(labels,)` bool; the value pass, with the
+            constants to fold; and why each other closed root stays.
+        """
+        dead = self.closed()
+        stays = {}
+        for root, reason in self.flow.table.reasons().items():
+            if dead[root]:
+                stays[root] = reason
+                dead[root] = False
+        for group in self.groups:
+            if dead[group.roots].all():
+                first = int(group.roots[0])
+                dead[first] = False
+                stays[first] = f"`{group.name}` would be left without channels"
+        while True:
+            valuation = find_stuck(self.flow, dead)
+            if not valuation.stuck:
+                return dead, valuation, stays
+            dead = dead.copy()
+            dead[list(valuation.stuck)] = False
+            stays |= valuation.stuck
+
+    def survivors(self, dead: np.ndarray) -> Survivors:
+        """Which labels survive if these roots are removed."""
+        return Survivors(~dead[self.roots])
+
+
+def study(model, excluded: Callable[[Call], bool] | None = None) -> Analysis:
+    """Analyse a model: masked as it is, or plain as if `wrap_model` wrapped it.
+
+    Args:
+        model: a built functional or sequential Keras model.
+        excluded: for a plain model, which calls are to have no gate.
+    """
+    result = flow(model)
+    excluded = excluded or (lambda call: False)
+    masked = any(call.mask is not None for call in result.calls)
+
+    def gated(call: Call) -> bool:
+        return call.mask is not None if masked else not excluded(call)
+
+    return Analysis(result, gated, excluded)
+
+
+__all__ = ["Analysis", "Group", "describe", "study"]

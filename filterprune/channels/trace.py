@@ -1,0 +1,148 @@
+"""Reading a Keras model's graph: the only file that touches Keras' private API.
+
+Keras publishes no way to walk the calls of a functional model. What is used
+here, and nothing else: `Functional` (the class behind `keras.Model(x, y)`),
+its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
+it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
+`Sequential._functional` and `Operation._inbound_nodes`, `_outbound_nodes`.
+`tests/channels/test_trace.py` fails loudly when Keras changes one of them.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import keras
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One call of one operation: `outputs = op(*args, **kwargs)`."""
+
+    op: Any
+    args: tuple
+    kwargs: dict
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
+
+    def fill(self, tensors: dict[int, Any]) -> tuple[tuple, dict]:
+        """The arguments with every tensor replaced by `tensors[id(tensor)]`."""
+
+        def switch(value):
+            if isinstance(value, keras.KerasTensor):
+                return tensors[id(value)]
+            return value
+
+        return keras.tree.map_structure(switch, (self.args, self.kwargs))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """The calls of a functional model, inputs first."""
+
+    model: keras.Model
+    inputs: tuple[keras.KerasTensor, ...]
+    outputs: tuple[keras.KerasTensor, ...]
+    nodes: tuple[Node, ...]
+    input_struct: Any
+    output_struct: Any
+    output_names: tuple[str, ...]
+
+
+def _functional(model):
+    """The `Functional` behind a functional or built sequential model, or None."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    if isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth"):
+        return model
+    return None
+
+
+def is_graph(op) -> bool:
+    """Whether `op` is a functional or sequential model whose calls can be read."""
+    return _functional(op) is not None
+
+
+def check_model(model, what: str = "model") -> None:
+    """Raise unless `model` is a built functional or sequential Keras model."""
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Expected `{what}` to be a Keras model. "
+            f"Received: {what}={model!r} (of type {type(model).__name__})"
+        )
+    if is_graph(model):
+        return
+    if isinstance(model, keras.Sequential):
+        raise ValueError(
+            f"Expected `{what}` to be built. Received: the Sequential model "
+            f"'{model.name}', whose input shape is not known yet. Call "
+            "`model.build(input_shape)` or start it with `keras.Input(shape)`."
+        )
+    raise ValueError(
+        f"Expected `{what}` to be a Functional or Sequential model. Received: "
+        f"the subclassed model '{model.name}' (of type {type(model).__name__}), "
+        "whose calls Keras does not record. Build it with the functional API: "
+        "`x = keras.Input(shape); keras.Model(x, model.call(x))`."
+    )
+
+
+def trace(model) -> Graph:
+    """Read the graph of a functional or sequential model.
+
+    Args:
+        model: a built functional or sequential Keras model.
+
+    Returns:
+        A `Graph`, its nodes in the order in which Keras runs them.
+    """
+    function = _functional(model)
+    nodes = []
+    by_depth = function._nodes_by_depth
+    for depth in sorted(by_depth, reverse=True):
+        for node in by_depth[depth]:
+            if node.operation is None or node.is_input:
+                continue
+            arguments = node.arguments
+            nodes.append(
+                Node(
+                    node.operation,
+                    tuple(arguments.args),
+                    dict(arguments.kwargs),
+                    tuple(arguments.keras_tensors),
+                    tuple(node.outputs),
+                )
+            )
+    return Graph(
+        model,
+        tuple(function.inputs),
+        tuple(function.outputs),
+        tuple(nodes),
+        function._inputs_struct,
+        function._outputs_struct,
+        tuple(function.output_names),
+    )
+
+
+def has_functional_constructor(model) -> bool:
+    """Whether `type(model)(inputs, outputs, name=...)` rebuilds such a model."""
+    plain = type(keras.Model(*[keras.Input((1,))] * 2))
+    return isinstance(model, plain) and type(model).__init__ is plain.__init__
+
+
+def is_layer(op) -> bool:
+    """Whether `op` is a layer (as opposed to a bare `keras.ops` operation)."""
+    return isinstance(op, keras.layers.Layer)
+
+
+def is_keras_operation(op) -> bool:
+    """Whether `op` is an operation of `keras.ops`, and not somebody's own."""
+    module = type(op).__module__
+    return not is_layer(op) and module.split(".", 1)[0] == "keras"
+
+
+def copy_operation(op, **changes):
+    """A copy of a bare operation, outside every graph, with changed attributes."""
+    fresh = copy.copy(op)
+    fresh.__dict__ = {**op.__dict__, "_inbound_nodes": [], "_outbound_nodes": []}
+    fresh.__dict__.update(changes)
+    return fresh

@@ -1,0 +1,124 @@
+"""What removed channels are worth downstream, and which can therefore go.
+
+A closed gate makes a channel zero. The value pass carries such constants
+through the graph by each step's `worth`, and asks every reader whether it can
+do without the channel: a zero is simply dropped, another constant is folded
+into the bias where that is exact, and anything else keeps the channel alive.
+
+The pass runs twice. *Hypothetically*, with every gate closed that could be, it
+finds out which channels can be removed at all, whatever the weights become.
+*Actually*, with the gates and the weights as they are, it decides for compact.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from filterprune.channels.flow import Call, Flow, Gate, describe
+from filterprune.channels.labels import Channels, fit
+
+
+@dataclasses.dataclass(eq=False)
+class Valuation:
+    """One value pass over a flow.
+
+    Attributes:
+        dead: for each root whether it is to be removed, `(labels,)` bool.
+        hypothetical: whether gates are assumed closed and weights unknown.
+        gated: which calls have a gate (in the hypothetical pass).
+        stuck: for each root that cannot be removed, why.
+        folds: for each reader (by the id of its layer) the constants of the
+            channels it reads, `(channels,)`, zero where there is none.
+    """
+
+    flow: Flow
+    dead: np.ndarray
+    hypothetical: bool
+    gated: Callable[[Call], bool]
+    stuck: dict[int, str] = dataclasses.field(default_factory=dict)
+    folds: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    _values: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    _because: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def run(self) -> "Valuation":
+        for step in self.flow.steps:
+            values = [self.value(channels) for channels in step.inputs]
+            results = step.worth(self, values)
+            for channels, value in zip(step.outputs, results, strict=True):
+                self._values[id(channels)] = fit(value, channels.labels.shape)
+        return self
+
+    def value(self, channels: Channels) -> np.ndarray:
+        """What is known of a tensor, NaN where it is not known."""
+        if channels.constant is not None:
+            return channels.constant
+        known = self._values.get(id(channels))
+        if known is None:
+            return np.full(channels.labels.shape, np.nan)
+        return known
+
+    def closed(self, call: Call, gate: Gate) -> np.ndarray | None:
+        """Which gates of a call are closed, `(channels,)` bool, or None."""
+        if not self.hypothetical:
+            if call.mask is None:
+                return None
+            return call.mask.closed()
+        if not self.gated(call):
+            if gate.makes:
+                self._note(gate.labels, f"{describe(call.op)} has no gate")
+            return None
+        roots = self.flow.table.roots()[gate.labels]
+        rows = np.moveaxis(roots, gate.axis, -1).reshape(-1, gate.size)
+        even = (rows == rows[:1]).all(axis=0)
+        return even & self.dead[rows[0]]
+
+    def read(self, call: Call, labels, constants, fold: bool) -> None:
+        """A layer reads channels, those that are dead with these constants."""
+        roots = self.flow.table.roots()[labels]
+        dead = self.dead[roots]
+        unknown = dead & np.isnan(constants)
+        other = dead & ~unknown & (constants != 0)
+        if other.any() and fold:
+            folded = np.where(other, constants, 0.0)
+            before = self.folds.setdefault(id(call.op), folded)
+            if np.array_equal(before, folded):
+                other = np.zeros_like(other)
+        elif id(call.op) in self.folds and dead.any():
+            other = dead & (self.folds[id(call.op)] != 0)
+        for root in np.unique(roots[unknown]):
+            because = self._because.get(int(root), "its value is not constant")
+            self.stuck.setdefault(int(root), because)
+        for root in np.unique(roots[other]):
+            because = self._because.get(int(root), "a layer before it")
+            self.stuck.setdefault(
+                int(root),
+                f"{because} leaves a constant behind, which {describe(call.op)} "
+                "cannot take into its bias",
+            )
+
+    def changed(self, call: Call, labels, result) -> None:
+        """Remember which call made dead channels something else than zero."""
+        labels, result = np.broadcast_arrays(labels, result)
+        roots = self.flow.table.roots()[labels]
+        bad = self.dead[roots] & ~(result == 0)
+        for root in np.unique(roots[bad]):
+            self._because.setdefault(int(root), describe(call.op))
+
+    def _note(self, labels, reason: str) -> None:
+        roots = np.unique(self.flow.table.roots()[labels])
+        for root in roots[self.dead[roots]]:
+            self._because.setdefault(int(root), reason)
+
+
+def find_stuck(flow: Flow, dead: np.ndarray, gated=None) -> Valuation:
+    """Run the value pass.
+
+    Args:
+        flow: the analysis.
+        dead: for each root whether it is to be removed.
+        gated: for the hypothetical pass, which calls have a gate; without it
+            the pass is actual and reads gates and weights as they are.
+    """
+    hypothetical = gated is not None
+    return Valuation(flow, dead, hypothetical, gated or (lambda call: False)).run()

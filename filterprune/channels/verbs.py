@@ -1,0 +1,516 @@
+"""The five verbs that every rule is written in.
+
+| verb | for | labels | a dead channel is then worth |
+|---|---|---|---|
+| `mix` | convolution, Dense | new | zero, by the gate |
+| `same` | activation, normalisation, pooling, depthwise | unchanged | what the real layer makes of a constant |
+| `take` | reshape, concatenate, slice | moved | moved |
+| `join` | add, multiply | tied elementwise | the operation on the dead values |
+| `barrier` | whatever is not understood | fixed | unknown |
+
+Weights are bound by keyword, `kernel="... in out"`: one word an axis, `in` and
+`out` for the labels the call reads and makes, `_` for an axis along which
+nothing is removed, `...` for any number of those.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+
+from filterprune.channels.activations import activation_of
+from filterprune.channels.flow import Ambiguous, Gate, current, describe
+from filterprune.channels.labels import Channels, fit
+
+# What stands for "some constant, not zero" while weights may still change.
+_GENERIC = 0.5772156649
+
+
+def channel_axis(layer) -> int:
+    """The axis of channels of a layer with a `data_format`, else the last."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
+
+
+def _along(x: Channels, axis: int) -> np.ndarray:
+    """The labels of `x` along `axis`, of shape `(size,)`; all else is tied."""
+    labels = current().flow.table.tie_along(x.labels, axis)
+    return np.broadcast_to(labels, (x.size(axis),))
+
+
+def _spread(vector: np.ndarray, ndim: int, axis: int) -> np.ndarray:
+    shape = [1] * ndim
+    shape[axis] = vector.size
+    return vector.reshape(shape)
+
+
+def _words(spec: str, ndim: int) -> list[str]:
+    """The axes of a weight by name, `_` where nothing is removed."""
+    words = spec.split()
+    free = ndim - len(words) + words.count("...")
+    found = []
+    for word in words:
+        found += ["_"] * free if word == "..." else [word]
+    return found
+
+
+def _bind(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
+    """Bind the weights of the current call by their specs."""
+    call = current()
+    for name, spec in names.items():
+        weight = getattr(call.op, name, None)
+        if weight is None:
+            continue
+        words = _words(spec, len(weight.shape))
+        if not set(words) <= {"_", *known}:
+            raise ValueError(
+                f"Expected the axes of `{name}` to be named by {sorted(known)}, "
+                f"`_` or `...`. Received: '{spec}'"
+            )
+        axes = [known.get(word) for word in words]
+        sizes = [None if axis is None else axis.size for axis in axes]
+        if len(sizes) != len(weight.shape) or any(
+            size not in (None, real) for size, real in zip(sizes, weight.shape)
+        ):
+            raise ValueError(
+                f"Expected `{name}` of shape {tuple(weight.shape)} to fit "
+                f"'{spec}', whose axes have the sizes {sizes}"
+            )
+        call.flow.bind(call, name, tuple(axes))
+
+
+def _resize(resize, known: dict[str, np.ndarray]) -> None:
+    """Note which entries of the layer's config count channels."""
+    if resize is None:
+        return
+    if isinstance(resize, str):
+        resize = {resize: "out"}
+    call = current()
+    for key, what in resize.items():
+        if isinstance(what, str):
+            labels = known[what]
+            call.flow.binding(call).config[key] = _counter(labels)
+        else:
+            call.flow.binding(call).config[key] = what
+
+
+def _counter(labels):
+    return lambda survivors: survivors.count(labels)
+
+
+def _gate(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
+    """Note how the current call's output is gated."""
+    call = current()
+    size = labels.shape[axis]
+    shapes = {}
+    for name in gates:
+        weight = getattr(call.op, name, None)
+        if weight is not None:
+            shapes[name] = _gate_shape(tuple(weight.shape), specs[name], size)
+    factor = None
+    if gates and gates[0] in shapes:
+        axis_words = _words(specs[gates[0]], len(shapes[gates[0]]))
+        word = "out" if "out" in axis_words else "in"
+        factor = (gates[0], axis_words.index(word))
+    if factor is None or not activation_of(call.op).keeps_zero:
+        shapes = {}  # only the output can be gated
+    call.gate = Gate(labels, axis, shapes, factor, makes, keeps_zero)
+
+
+def _gate_shape(shape: tuple, spec: str, size: int) -> tuple:
+    """The shape in which `size` gates broadcast to a weight."""
+    words = _words(spec, len(shape))
+    for word in ("out", "in"):
+        if word in words:
+            axis = words.index(word)
+            wide = 1 if shape[axis] == size else 2  # a depthwise multiplier
+            ones = (1,) * axis
+            return ones + shape[axis : axis + wide] + (1,) * (len(shape) - axis - wide)
+    raise ValueError(f"Expected an axis `out` or `in`. Received: '{spec}'")
+
+
+def mix(
+    x: Channels,
+    *,
+    resize=None,
+    groups: int = 1,
+    repeat: int = 1,
+    axis: int | None = None,
+    fold: bool = False,
+    gates: Sequence[str] | None = None,
+    positions: str = "out",
+    **weights: str,
+) -> Channels:
+    """The layer mixes the channels it reads and makes new ones.
+
+    Args:
+        x: the `Channels` read.
+        resize: the config entry that counts the new channels, such as
+            `"filters"`, or a dict from entries to `"in"` or `"out"`.
+        groups: in how many groups the channels are mixed.
+        repeat: how many channels each one is first turned into (depthwise
+            multiplier); weights then call the channels before that `read`.
+        axis: the axis of channels; defaults to what `data_format` says.
+        fold: whether a constant channel adds the same to every position (no
+            padding with zeros), so that it can move into the bias.
+        gates: the weights that a closed gate zeroes, the factor first.
+            Defaults to all weights with an `out` axis.
+        positions: `"out"` or `"in"`: at which positions the first weight is
+            multiplied, for the cost.
+        **weights: for each weight the names of its axes.
+
+    Returns:
+        The `Channels` of the output.
+    """
+    call = current()
+    activation = activation_of(call.op)
+    axis = channel_axis(call.op) if axis is None else axis
+    shape = call.outputs[0]
+    table = call.flow.table
+    read = _along(x, axis)
+    mixed = np.repeat(read, repeat)
+    made = table.new(shape[axis])
+    if groups > 1:
+        rows = mixed.reshape(groups, -1)
+        table.tie(rows[1:], rows[:1])
+        columns = made.reshape(groups, -1)
+        table.tie(columns[1:], columns[:1])
+    known = {"read": read, "in": mixed[: mixed.size // groups], "out": made}
+    _bind(weights, known)
+    _resize(resize, known)
+    output = Channels(shape, _spread(made, len(shape), axis))
+    for name in weights:
+        if len(getattr(getattr(call.op, name, None), "shape", ())) > 1:
+            at = output if positions == "out" else x
+            call.products.append((name, _positions(at, axis)))
+    if gates is None:
+        gates = [name for name, spec in weights.items() if "out" in spec.split()]
+    _gate(output.labels, axis % len(shape), gates, weights, makes=True)
+    if not activation.elementwise:
+        table.pin(made, coupling(call, activation.name))
+
+    def worth(valuation, values):
+        constants = _vector(values[0], axis, read.size)
+        valuation.read(call, read, constants, fold)
+        return [np.full(output.labels.shape, np.nan)]
+
+    call.step([x], [output], worth)
+    return output
+
+
+def same(
+    x: Channels,
+    *,
+    axis: int | None = None,
+    to: int | None = None,
+    repeat: int = 1,
+    elementwise: bool = False,
+    keeps_zero: bool | None = None,
+    gates: Sequence[str] = (),
+    resize=None,
+    product: str | None = None,
+    **weights: str,
+) -> Channels:
+    """The layer works on each channel alone.
+
+    Args:
+        x: the `Channels` read.
+        axis: the axis of channels of the input; defaults to what
+            `data_format` says.
+        to: the axis of channels of the output, if it is another.
+        repeat: how many channels are made out of each (depthwise multiplier).
+        elementwise: whether it even works on each element alone: then labels
+            may differ along any axis.
+        keeps_zero: `True` if zeros become zeros whatever the weights, `False`
+            if they never do; by default the layer is asked.
+        gates: the weights that a closed gate zeroes, the factor first.
+        resize: config entries that count channels, as in `mix`.
+        product: the weight that is multiplied at every output position, for
+            the cost.
+        **weights: for each weight the names of its axes, `in` and `out`.
+
+    Returns:
+        The `Channels` of the output.
+    """
+    call = current()
+    activation = activation_of(call.op)
+    if not activation.elementwise:
+        raise Ambiguous(f"its activation `{activation.name}` couples channels")
+    shape = call.outputs[0]
+    axis = channel_axis(call.op) if axis is None else axis
+    to = axis if to is None else to
+    if elementwise and not weights:
+        labels = x.labels
+        read = made = None
+        to = _gated_axis(call, x)
+    else:
+        read = _along(x, axis)
+        made = np.repeat(read, repeat)
+        if elementwise:
+            labels = x.labels
+        else:
+            labels = _spread(made, len(shape), to)
+        known = {"in": read, "out": made}
+        _bind(weights, known)
+        _resize(resize, known)
+    output = Channels(shape, labels)
+    if product is not None:
+        call.products.append((product, _positions(output, to)))
+    if keeps_zero is None:
+        keeps_zero = not weights and _keeps_zero(call, x)
+    keeps_zero = keeps_zero and activation.keeps_zero
+    if shape[to] is not None or labels.shape[to] > 1:
+        whole = list(labels.shape)
+        whole[to] = output.size(to)
+        gated = np.broadcast_to(labels, whole)
+        _gate(
+            gated,
+            to % len(shape),
+            gates,
+            weights,
+            makes=False,
+            keeps_zero=keeps_zero,
+        )
+
+    def worth(valuation, values):
+        value = values[0]
+        if keeps_zero and not (value[~np.isnan(value)] != 0).any():
+            if elementwise:
+                return [value]
+            vector = _vector(value, axis, x.size(axis))
+            return [_spread(np.repeat(vector, repeat), len(shape), to)]
+        if elementwise and read is None:
+            return [_elementwise(call, x, value)]
+        vector = _vector(value, axis, x.size(axis))
+        if valuation.hypothetical and weights:
+            result = np.where(np.isnan(vector), np.nan, _GENERIC).repeat(repeat)
+        else:
+            result = _constant_map(call, x, vector, axis, to, repeat, elementwise)
+        valuation.changed(call, np.repeat(read, repeat), result)
+        return [_spread(result, len(shape), to)]
+
+    call.step([x], [output], worth)
+    return output
+
+
+def take(
+    xs: Channels | Sequence[Channels], move: Callable, *, resize=None
+) -> Channels | list[Channels]:
+    """The operation moves channels about and computes nothing.
+
+    Args:
+        xs: the `Channels` read.
+        move: a function of as many arrays as there are `xs`, each of which
+            broadcasts to its tensor, that returns the array (or list of
+            arrays) of the output. It is run on labels and on values alike.
+        resize: config entries to rewrite: a dict from names to functions of
+            `survivors`, which has `count(labels)` and `size(channels, axis)`.
+
+    Returns:
+        The `Channels` of the output, or a list of them.
+    """
+    call = current()
+    xs = [xs] if isinstance(xs, Channels) else list(xs)
+    moved = move(*[x.labels for x in xs])
+    several = isinstance(moved, (list, tuple))
+    arrays = [np.asarray(a) for a in (moved if several else [moved])]
+    outputs = [
+        Channels(shape, labels)
+        for shape, labels in zip(call.outputs, arrays, strict=True)
+    ]
+    if resize is not None:
+        _resize({key: _bound(fn, outputs) for key, fn in resize.items()}, {})
+
+    def worth(valuation, values):
+        full = [np.broadcast_to(v, x.labels.shape) for v, x in zip(values, xs)]
+        result = move(*full)
+        return [np.asarray(a) for a in (result if several else [result])]
+
+    call.step(xs, outputs, worth)
+    return outputs if several else outputs[0]
+
+
+def _bound(function, outputs):
+    return lambda survivors: function(survivors, *outputs)
+
+
+def join(
+    xs: Sequence[Channels], combine: Callable, *, zero_wins: bool = False
+) -> Channels:
+    """The operation joins tensors element by element.
+
+    Args:
+        xs: the `Channels` read, of one rank, sizes equal or 1.
+        combine: a function of as many numpy arrays that does what the
+            operation does.
+        zero_wins: whether one zero makes the result zero whatever the rest,
+            as in a product.
+
+    Returns:
+        The `Channels` of the output.
+    """
+    call = current()
+    shape = call.outputs[0]
+    table = call.flow.table
+    given = xs
+    xs = [_of_rank(x, len(shape)) for x in xs]
+    sizes = [
+        max((x.labels.shape[axis] for x in xs), default=1) for axis in range(len(shape))
+    ]
+    ties = [
+        all(
+            size == 1 or x.shape[axis] != 1 or shape[axis] == 1
+            for axis, size in enumerate(sizes)
+        )
+        for x in xs
+    ]
+    tied = [x.labels for x, is_tied in zip(xs, ties) if is_tied]
+    if not tied:  # an outer product of several broadcast operands
+        tied = [x.labels for x in xs]
+        ties = [True] * len(xs)
+    for labels in tied[1:]:
+        table.tie(tied[0], labels)
+    labels = np.broadcast_arrays(*tied)[0] if len(tied) > 1 else tied[0]
+    output = Channels(shape, labels)
+
+    def worth(valuation, values):
+        operands = []
+        for x, value, is_tied in zip(xs, values, ties):
+            value = value.reshape(x.labels.shape)
+            if not is_tied and valuation.hypothetical and x.constant is None:
+                value = np.full(value.shape, np.nan)
+            operands.append(value)
+        with np.errstate(all="ignore"):
+            result = combine(*operands)
+        if zero_wins:
+            zero = np.zeros(np.shape(result), bool)
+            for operand in operands:
+                zero = zero | (operand == 0)
+            result = np.where(zero, 0.0, result)
+        result = fit(np.asarray(result), labels.shape)
+        valuation.changed(call, labels, result)
+        return [result]
+
+    call.step(given, [output], worth)
+    return output
+
+
+def constant(value) -> Channels:
+    """The channels of a constant operand, such as the `2.0` in `x * 2.0`."""
+    call = current()
+    array = np.asarray(value)
+    labels = call.flow.table.new(*array.shape)
+    return Channels(array.shape, labels, constant=array.astype("float64"))
+
+
+def coupling(call, name: str) -> str:
+    """Why the channels that a function such as softmax couples must stay."""
+    return f"{describe(call.op)} couples its channels by `{name}`"
+
+
+def fixed(x: Channels, reason: str) -> Channels:
+    """The operation is understood, and its channels cannot be removed.
+
+    Args:
+        x: the `Channels` read, of the shape of the output.
+        reason: why, as a sentence for the report.
+
+    Returns:
+        The `Channels` of the output.
+    """
+    call = current()
+    call.flow.table.pin(x.labels, reason)
+    return Channels(call.outputs[0], x.labels)
+
+
+def barrier(reason: str) -> Channels:
+    """The call is not understood: what it reads and makes is never removed.
+
+    Args:
+        reason: why, in words that complete "`name` ...".
+
+    Raises:
+        Ambiguous: always; the analysis turns it into a barrier.
+    """
+    raise Ambiguous(reason)
+
+
+def _of_rank(x: Channels, ndim: int) -> Channels:
+    """`x` with axes of size 1 put behind the batch axis, as Keras merges do."""
+    missing = ndim - x.ndim
+    if not missing:
+        return x
+    if x.constant is not None or not x.ndim:
+        shape = (1,) * missing + x.shape
+        return Channels(shape, x.labels.reshape(shape), x.constant)
+    shape = x.shape[:1] + (1,) * missing + x.shape[1:]
+    old = x.labels.shape
+    labels = x.labels.reshape(old[:1] + (1,) * missing + old[1:])
+    return Channels(shape, labels, x.constant)
+
+
+def _vector(value: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Values along `axis`; unknown where they differ along another axis."""
+    rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+    first = np.where((rows == rows[:1]).all(axis=0), rows[0], np.nan)
+    return np.broadcast_to(first, (size,))
+
+
+def _positions(x: Channels, axis: int) -> int:
+    """How many positions one sample has; an unknown size counts once."""
+    sizes = [size or 1 for size in x.shape]
+    sizes[0] = sizes[axis] = 1
+    return math.prod(sizes)
+
+
+def _gated_axis(call, x: Channels) -> int:
+    """The axis that a gate on an element-wise layer runs along."""
+    if call.mask is not None:
+        return call.mask.axis
+    several = [axis for axis, size in enumerate(x.labels.shape) if size > 1]
+    return several[0] if len(several) == 1 else -1
+
+
+def _arguments(call, x: Channels, array) -> list:
+    """One array for each tensor of the call: `array` for the channels read."""
+    return [
+        array if given is x else np.zeros([size or 1 for size in given.shape])
+        for given in call.inputs
+    ]
+
+
+def _numpy(tensor) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(tensor), "float64")
+
+
+def _keeps_zero(call, x: Channels) -> bool:
+    """Whether the bare operation turns zero into zero."""
+    zeros = np.zeros((1,) * x.ndim, "float32")
+    result = _numpy(call.run(*_arguments(call, x, zeros)))
+    return not result.any()
+
+
+def _elementwise(call, x: Channels, value: np.ndarray) -> np.ndarray:
+    filled = np.where(np.isnan(value), 1.0, value).astype("float32")
+    result = _numpy(call.run(*_arguments(call, x, filled)))
+    return np.where(np.isnan(value), np.nan, result)
+
+
+def _constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarray:
+    """What the real layer makes of channels that are constant over the map."""
+    shape = [1 if elementwise or size is None else size for size in x.shape]
+    shape[0] = 1
+    if not elementwise:  # an unknown size: large enough to show its borders
+        shape[1:] = [
+            64 if size is None else known
+            for size, known in zip(x.shape[1:], shape[1:], strict=True)
+        ]
+    shape[axis] = vector.size
+    filled = np.where(np.isnan(vector), 0.0, vector)
+    array = np.broadcast_to(_spread(filled, x.ndim, axis), shape).astype("float32")
+    result = _numpy(call.run(*_arguments(call, x, array)))
+    rows = np.moveaxis(result, to, -1).reshape(-1, result.shape[to])
+    spread = np.ptp(rows, axis=0)
+    even = spread <= 1e-6 * np.maximum(np.abs(rows).max(axis=0), 1e-30)
+    unknown = np.repeat(np.isnan(vector), repeat)
+    return np.where(even & ~unknown, rows[0], np.nan)

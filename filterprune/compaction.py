@@ -1,0 +1,220 @@
+"""Compaction: from a masked model to a plain one with fewer channels."""
+
+import warnings
+
+import keras
+import numpy as np
+
+from filterprune.channels.flow import Binding, Call
+from filterprune.channels.groups import Analysis
+from filterprune.channels.survivors import Survivors
+from filterprune.channels.trace import copy_operation, is_layer
+from filterprune.compiling import Move, compile_alike
+from filterprune.rebuilding import Rebuilder, copy_layer, copy_weights
+from filterprune.selection import masked_analysis
+from filterprune.verification import verify_same
+
+
+def compact(masked, verify=True):
+    """Remove every channel whose gate is closed: the third of the three moves.
+
+    The result computes the same function as `masked` in inference mode, up to
+    float rounding. A closed filter that cannot be removed exactly stays, with
+    its gate multiplied into its weights, and a warning says why.
+
+    Args:
+        masked: a masked model. It is not touched.
+        verify: whether to run both models on generated inputs and compare.
+            Defaults to `True`.
+
+    Returns:
+        A plain Keras model of the class of `masked` with the same layer names
+        that needs no filterprune to load. It is compiled, with the optimizer's
+        state for the surviving weights, if `masked` is.
+
+    Raises:
+        TypeError: if `masked` is no Keras model.
+        ValueError: if `masked` is subclassed, not built or has no gates.
+        filterprune.VerificationError: if the outputs of both models differ; it
+            names the first layer whose output does.
+
+    Example:
+
+    ```python
+    small = filterprune.compact(masked)
+    small.save("small.keras")
+    ```
+    """
+    analysis = masked_analysis(masked)
+    dead, valuation, stays = analysis.decide()
+    survivors = analysis.survivors(dead)
+    _warn_of(stays)
+    compactor = _Compactor(analysis, survivors, valuation.folds)
+    small = compactor.build()
+    moves = compactor.transfer()
+    if verify:
+        verify_same(masked, small, analysis, survivors)
+    if masked.compiled:
+        compile_alike(masked, small, moves, survivors)
+    return small
+
+
+def _warn_of(stays: dict[int, str]) -> None:
+    if stays:
+        reasons = sorted(set(stays.values()))
+        more = f" (and {len(reasons) - 3} more reasons)" if len(reasons) > 3 else ""
+        warnings.warn(
+            f"{len(stays)} closed channels stay in the compact model, as zeros, "
+            f"because they cannot be removed exactly: {'; '.join(reasons[:3])}{more}. "
+            "`print(filterprune.analyze(masked))` tells more.",
+            stacklevel=3,
+        )
+
+
+class _Compactor:
+    """One compaction: new operations, sliced weights."""
+
+    def __init__(self, analysis: Analysis, survivors: Survivors, folds):
+        self.analysis = analysis
+        self.survivors = survivors
+        self.folds = folds
+        self.calls = {id(call.layer): call for call in reversed(analysis.flow.calls)}
+        self.needs_bias = {
+            id(call.op)
+            for call in analysis.flow.calls
+            if id(call.op) in folds and not call.op.use_bias
+        }
+        self.rebuilder = Rebuilder(self._make, self._shape, self._arguments, self._after)
+
+    def build(self):
+        return self.rebuilder.rebuild(self.analysis.model)
+
+    def _shape(self, tensor):
+        return self.survivors.shape(self.analysis.flow.tensors[id(tensor)])
+
+    def _binding(self, op) -> Binding | None:
+        call = self.calls.get(id(op))
+        return None if call is None else self.analysis.flow.bindings.get(id(call.op))
+
+    def _make(self, op):
+        """The operation that takes the place of `op`: unmasked, resized."""
+        call = self.calls[id(op)]
+        binding = self.analysis.flow.bindings.get(id(call.op))
+        changes = {}
+        if binding is not None:
+            changes = {key: fn(self.survivors) for key, fn in binding.config.items()}
+        if not is_layer(op):
+            return copy_operation(op, **changes)
+        if id(call.op) in self.needs_bias:
+            changes["use_bias"] = True
+        if op is not call.op:
+            changes["name"] = op.name
+        return copy_layer(call.op, **changes)
+
+    def _arguments(self, op, args, kwargs):
+        """The arguments of a call, constant arrays sliced."""
+        # A masked layer takes a `mask` and `training` that its layer may not.
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        binding = self._binding(op)
+        if binding is None or not binding.arguments:
+            return args, kwargs
+
+        def switch(value):
+            channels = binding.arguments.get(id(value))
+            if channels is None:
+                return value
+            array = keras.ops.convert_to_numpy(value)
+            for axis in range(channels.ndim):
+                kept = self.survivors.along(channels, axis)
+                if kept is not None:
+                    array = np.compress(kept, array, axis=axis)
+            return array
+
+        return keras.tree.map_structure(switch, (args, kwargs))
+
+    def _after(self, op):
+        """A layer that multiplies in the gates that cannot be put in weights."""
+        call = self.calls.get(id(op))
+        if call is None or call.mask is None or call.gate is None or call.gate.weights:
+            return None
+        gate = self._surviving_gate(call)
+        if (gate == 1).all():
+            return None
+        axis = call.gate.axis
+        layer = keras.layers.BatchNormalization(
+            axis=axis, epsilon=0.0, trainable=False, name=f"{op.name}_gate"
+        )
+        shape = [None] * len(call.outputs[0])
+        shape[axis] = gate.size
+        layer.build(tuple(shape))
+        zeros, ones = np.zeros(gate.size), np.ones(gate.size)
+        layer.set_weights([gate, zeros, zeros, ones])
+        return layer
+
+    def _surviving_gate(self, call: Call) -> np.ndarray:
+        gate = keras.ops.convert_to_numpy(call.mask.gate)
+        labels = np.moveaxis(call.gate.labels, call.gate.axis, -1)
+        kept = self.survivors.mask(labels.reshape(-1, gate.size)).any(axis=0)
+        return gate[kept]
+
+    def transfer(self) -> list[Move]:
+        """Give the new layers the surviving weights of the old ones."""
+        moves = []
+        for old, new in self.rebuilder.pairs:
+            call = self.calls[id(old)]
+            binding = self.analysis.flow.bindings.get(id(call.op))
+            axes = {} if binding is None else binding.axes
+            if not axes and call.mask is None:
+                copy_weights(call.op, new)
+                moves += [
+                    Move(a, b, ())
+                    for a, b in zip(call.op.weights, new.weights, strict=True)
+                ]
+            else:
+                moves += self._transfer_layer(call, new, axes)
+        return moves
+
+    def _transfer_layer(self, call: Call, new, axes) -> list[Move]:
+        targets = list(new.weights)
+        moves = []
+        shift = self._fold(call)
+        if id(call.op) in self.needs_bias:
+            targets = [target for target in targets if target is not new.bias]
+            new.bias.assign(self.survivors.slice(shift, [call.gate.labels.ravel()]))
+        names = {id(getattr(call.op, name)): name for name in axes}
+        for weight, target in zip(call.op.weights, targets, strict=True):
+            name = names.get(id(weight), "")
+            value = self._gated(call, name, weight)
+            if name == "bias" and shift is not None:
+                value = value + shift.astype(value.dtype)
+            target.assign(self.survivors.slice(value, axes.get(name, ())))
+            moves.append(Move(weight, target, axes.get(name, ())))
+        return moves
+
+    def _gated(self, call: Call, name: str, weight) -> np.ndarray:
+        """A weight with the gates that act on it multiplied in."""
+        value = keras.ops.convert_to_numpy(weight)
+        if call.mask is None or call.gate is None or name not in call.gate.weights:
+            return value
+        gate = keras.ops.convert_to_numpy(call.mask.gate)
+        return value * gate.reshape(call.gate.weights[name]).astype(value.dtype)
+
+    def _fold(self, call: Call) -> np.ndarray | None:
+        """What removed constant channels add to the bias, `(outputs,)`."""
+        constants = self.folds.get(id(call.op))
+        if constants is None:
+            return None
+        name, out = call.gate.factor
+        axes = self.analysis.flow.bindings[id(call.op)].axes[name]
+        (read,) = [
+            axis
+            for axis, labels in enumerate(axes)
+            if labels is not None and axis != out
+        ]
+        kernel = self._gated(call, name, getattr(call.op, name)).astype("float64")
+        kernel = np.moveaxis(kernel, (read, out), (-2, -1))
+        kernel = kernel.sum(axis=tuple(range(kernel.ndim - 2)))
+        groups = constants.size // kernel.shape[0]
+        kernel = kernel.reshape(kernel.shape[0], groups, -1)
+        rows = constants.reshape(groups, -1)
+        return np.einsum("gi,igo->go", rows, kernel).ravel()

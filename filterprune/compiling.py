@@ -1,0 +1,79 @@
+"""Carrying what `compile` and `fit` made over to the compact model."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from filterprune.channels.survivors import Survivors
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Move:
+    """One weight of the masked model, its place in the compact one.
+
+    Attributes:
+        old, new: the variables.
+        axes: the labels along each axis of `old`, `None` where none is removed;
+            empty if nothing is.
+    """
+
+    old: Any
+    new: Any
+    axes: tuple
+
+
+def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> None:
+    """Compile `small` as `masked` is, with the optimizer's state sliced."""
+    small.compile_from_config(masked.get_compile_config())
+    old, new = masked.optimizer, getattr(small, "optimizer", None)
+    if old is None or new is None or not old.built:
+        return
+    new.build(small.trainable_variables)
+    by_old = {id(move.old): move for move in moves}
+    by_new = {id(variable): i for i, variable in enumerate(small.trainable_variables)}
+    pairs = []
+    for index, variable in enumerate(masked.trainable_variables):
+        move = by_old.get(id(variable))
+        if move is not None and id(move.new) in by_new:
+            pairs.append((index, by_new[id(move.new)], move))
+    _carry(old, new, pairs, len(masked.trainable_variables), survivors)
+
+
+def _carry(old, new, pairs, count: int, survivors: Survivors) -> None:
+    slots = set()
+    for name, old_list in vars(old).items():
+        new_list = getattr(new, name, None)
+        if not _is_slots(old_list, count) or new_list is None:
+            continue
+        slots.update(id(variable) for variable in old_list)
+        slots.update(id(variable) for variable in new_list)
+        for old_index, new_index, move in pairs:
+            source, target = old_list[old_index], new_list[new_index]
+            if not isinstance(source, keras.Variable):
+                continue
+            value = keras.ops.convert_to_numpy(source)
+            if value.shape == tuple(move.old.shape):
+                value = survivors.slice(value, move.axes)
+            if value.shape == tuple(target.shape):
+                target.assign(value)
+    inner = getattr(old, "inner_optimizer", None)
+    if inner is not None:
+        _carry(inner, new.inner_optimizer, pairs, count, survivors)
+        slots.update(id(v) for v in (*inner.variables, *new.inner_optimizer.variables))
+    for source, target in zip(
+        [v for v in old.variables if id(v) not in slots],
+        [v for v in new.variables if id(v) not in slots],
+    ):
+        if source.shape == target.shape:
+            target.assign(np.asarray(keras.ops.convert_to_numpy(source)))
+
+
+def _is_slots(value, count: int) -> bool:
+    """Whether an optimizer's attribute holds one variable for each weight."""
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and any(isinstance(item, keras.Variable) for item in value)
+    )

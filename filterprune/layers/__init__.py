@@ -1,0 +1,34 @@
+"""Masked layers: a layer and one gate for each of its output channels."""
+
+from filterprune.layers.base import Masked
+from filterprune.layers.conv import (
+    MaskedConv1D,
+    MaskedConv1DTranspose,
+    MaskedConv2D,
+    MaskedConv2DTranspose,
+    MaskedConv3D,
+    MaskedConv3DTranspose,
+    MaskedDepthwiseConv1D,
+    MaskedDepthwiseConv2D,
+    MaskedSeparableConv1D,
+    MaskedSeparableConv2D,
+)
+from filterprune.layers.dense import MaskedDense
+from filterprune.layers.following import MaskedActivation, MaskedBatchNormalization
+
+__all__ = [
+    "Masked",
+    "MaskedActivation",
+    "MaskedBatchNormalization",
+    "MaskedConv1D",
+    "MaskedConv1DTranspose",
+    "MaskedConv2D",
+    "MaskedConv2DTranspose",
+    "MaskedConv3D",
+    "MaskedConv3DTranspose",
+    "MaskedDense",
+    "MaskedDepthwiseConv1D",
+    "MaskedDepthwiseConv2D",
+    "MaskedSeparableConv1D",
+    "MaskedSeparableConv2D",
+]

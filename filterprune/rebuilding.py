@@ -1,0 +1,138 @@
+"""Rebuilding a model's graph with other layers in it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from filterprune.channels.trace import (
+    Graph,
+    copy_operation,
+    has_functional_constructor,
+    is_graph,
+    is_layer,
+    trace,
+)
+
+
+def copy_layer(layer, **config):
+    """A fresh layer with the config of `layer`, some entries changed.
+
+    Args:
+        layer: any layer that round-trips through its config.
+        **config: entries that replace those of `layer.get_config()`.
+
+    Returns:
+        The new layer. It is not built, unless Keras builds it when made.
+    """
+    return type(layer).from_config({**layer.get_config(), **config})
+
+
+def build_alike(layer, new) -> None:
+    """Build `new` as `layer` was built and give it the same weights."""
+    if not layer.built:
+        return
+    if not new.built:
+        new.build_from_config(layer.get_build_config() or {})
+    copy_weights(layer, new)
+
+
+def copy_weights(layer, new) -> None:
+    """Give `new`, a built copy of `layer`, its weights."""
+    if layer.weights:
+        new.set_weights(layer.get_weights())
+    finalize = getattr(new, "finalize_state", None)  # preprocessing layers
+    if finalize is not None and layer.weights:
+        finalize()
+
+
+@dataclasses.dataclass(eq=False)
+class Rebuilder:
+    """Runs a model's calls again, with other operations and input shapes.
+
+    Attributes:
+        make: from an operation of the old model to that of the new one; asked
+            once for each operation that is no nested model.
+        shape: from a tensor of the old model to its shape in the new one.
+        arguments: from an operation and the arguments of a call to those of
+            the new call.
+        after: from an old operation to a layer to call on its output, or None.
+    """
+
+    make: Callable[[Any], Any]
+    shape: Callable = lambda tensor: tensor.shape
+    arguments: Callable = lambda op, args, kwargs: (args, kwargs)
+    after: Callable = lambda op: None
+    made: dict[int, Any] = dataclasses.field(default_factory=dict)
+    _afters: dict[int, Any] = dataclasses.field(default_factory=dict)
+    pairs: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
+
+    def rebuild(self, model):
+        """The new model. The old one is not touched."""
+        if isinstance(model, keras.Sequential):
+            new = self._rebuild_sequential(model)
+        else:
+            new = self._rebuild_functional(trace(model))
+        if not model.trainable:
+            new.trainable = False
+            for old, layer in self.pairs:
+                layer.trainable = old.trainable
+        return new
+
+    def _op(self, op):
+        if id(op) not in self.made:
+            if is_graph(op):
+                new = self.rebuild(op)
+            else:
+                new = self.make(op)
+                if is_layer(op):
+                    self.pairs.append((op, new))
+            self.made[id(op)] = new
+            self._afters[id(op)] = self.after(op)
+        return self.made[id(op)]
+
+    def _input(self, tensor):
+        return keras.Input(
+            batch_shape=self.shape(tensor),
+            dtype=tensor.dtype,
+            name=tensor.name,
+            sparse=tensor.sparse,
+        )
+
+    def _rebuild_sequential(self, model):
+        new = keras.Sequential(name=model.name, trainable=model.trainable)
+        new.add(self._input(trace(model).inputs[0]))
+        for layer in model.layers:
+            new.add(self._op(layer))
+            if self._afters[id(layer)] is not None:
+                new.add(self._afters[id(layer)])
+        return new
+
+    def _rebuild_functional(self, graph: Graph):
+        tensors: dict[int, Any] = {}
+        for tensor in graph.inputs:
+            tensors[id(tensor)] = self._input(tensor)
+        for node in graph.nodes:
+            op = self._op(node.op)
+            args, kwargs = self.arguments(node.op, *node.fill(tensors))
+            outputs = op(*args, **kwargs)
+            after = self._afters[id(node.op)]
+            if after is not None:
+                outputs = after(outputs)
+            for old, fresh in zip(
+                node.outputs, keras.tree.flatten(outputs), strict=True
+            ):
+                tensors[id(old)] = fresh
+        inputs, outputs = keras.tree.map_structure(
+            lambda tensor: tensors[id(tensor)],
+            (graph.input_struct, graph.output_struct),
+        )
+        plain = not has_functional_constructor(graph.model)
+        cls = keras.Model if plain else type(graph.model)
+        return cls(inputs, outputs, name=graph.model.name)
+
+
+def remake(op):
+    """A copy of any operation: of a layer by its config, unbuilt."""
+    return copy_layer(op) if is_layer(op) else copy_operation(op)

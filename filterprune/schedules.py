@@ -1,0 +1,159 @@
+"""Sparsity schedules: pure functions of the step."""
+
+import dataclasses
+
+import keras
+
+
+def check_sparsity(name: str, value, *, allow_zero: bool = True) -> float:
+    """The value as a float; raises unless it is a fraction in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Expected `{name}` to be a number. Received: {name}={value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"Expected `{name}` to be a fraction of the filters in [0, 1), such as "
+            f"0.5 for half of them. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def _check_step(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"Expected `{name}` to be a step, an integer of at least 0. "
+            f"Received: {name}={value!r}"
+        )
+
+
+class Schedule:
+    """How sparse the model is to be at each step: the base of all schedules.
+
+    A subclass is a pure function of the step, with the attributes `begin_step`
+    and `end_step` (`None` if it is left to the callback) and `get_config`.
+    """
+
+    begin_step: int = 0
+    end_step: int | None = None
+
+    def __call__(self, step: int) -> float:
+        """The sparsity at `step`, a fraction in [0, 1)."""
+        raise NotImplementedError
+
+    def with_end(self, end_step: int) -> "Schedule":
+        """The same schedule with `end_step` filled in."""
+        return dataclasses.replace(self, end_step=end_step)
+
+    def get_config(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Schedule":
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable("filterprune")
+@dataclasses.dataclass(frozen=True)
+class PolynomialDecay(Schedule):
+    """Sparsity that rises fast at first and settles slowly.
+
+    With `progress = (step - begin_step) / (end_step - begin_step)`, clipped
+    to [0, 1],
+
+        sparsity = final + (initial - final) * (1 - progress) ** power
+
+    Args:
+        initial_sparsity: fraction in [0, 1) at `begin_step`. Defaults to `0.0`.
+        final_sparsity: fraction in [0, 1) at `end_step` and after. Defaults to
+            `0.5`.
+        begin_step: the optimizer's step at which pruning begins. Defaults to
+            `0`.
+        end_step: the step at which `final_sparsity` is reached. If `None`, the
+            default, the callback sets it to a fraction of the fit's steps.
+        power: exponent, above 0. Defaults to `3`.
+
+    Raises:
+        ValueError: if a sparsity is not in [0, 1), `begin_step` is not below
+            `end_step`, or `power` is not above 0.
+
+    Example:
+
+    ```python
+    schedule = filterprune.PolynomialDecay(0.0, 0.5, begin_step=0, end_step=100)
+    schedule(0), schedule(50), schedule(100)  # (0.0, 0.4375, 0.5)
+    ```
+
+    Reference:
+        Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of
+        pruning for model compression", 2017, https://arxiv.org/abs/1710.01878
+    """
+
+    initial_sparsity: float = 0.0
+    final_sparsity: float = 0.5
+    begin_step: int = 0
+    end_step: int | None = None
+    power: float = 3
+
+    def __post_init__(self):
+        check_sparsity("initial_sparsity", self.initial_sparsity)
+        check_sparsity("final_sparsity", self.final_sparsity)
+        _check_step("begin_step", self.begin_step)
+        if self.end_step is not None:
+            _check_step("end_step", self.end_step)
+            if self.begin_step >= self.end_step:
+                raise ValueError(
+                    "Expected `begin_step` to be below `end_step`. Received: "
+                    f"begin_step={self.begin_step}, end_step={self.end_step}"
+                )
+        if not isinstance(self.power, (int, float)) or self.power <= 0:
+            raise ValueError(
+                f"Expected `power` to be above 0. Received: power={self.power!r}"
+            )
+
+    def __call__(self, step: int) -> float:
+        if self.end_step is None:
+            raise ValueError(
+                "Expected a schedule with an `end_step`. Received: end_step=None, "
+                "which only `FilterPruningCallback` can fill in."
+            )
+        progress = (step - self.begin_step) / (self.end_step - self.begin_step)
+        if progress >= 1:
+            return self.final_sparsity
+        left = (1 - max(progress, 0.0)) ** self.power
+        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * left
+
+
+@keras.saving.register_keras_serializable("filterprune")
+@dataclasses.dataclass(frozen=True)
+class ConstantSparsity(Schedule):
+    """The full sparsity at once, from one step on.
+
+    Args:
+        final_sparsity: fraction in [0, 1) from `begin_step` on; nothing is
+            pruned before. Defaults to `0.5`.
+        begin_step: the optimizer's step at which the gates close. Defaults to
+            `0`, before the first step.
+
+    Raises:
+        ValueError: if `final_sparsity` is not in [0, 1).
+
+    Example:
+
+    ```python
+    schedule = filterprune.ConstantSparsity(0.3, begin_step=10)
+    schedule(9), schedule(10)  # (0.0, 0.3)
+    ```
+    """
+
+    final_sparsity: float = 0.5
+    begin_step: int = 0
+
+    def __post_init__(self):
+        check_sparsity("final_sparsity", self.final_sparsity)
+        _check_step("begin_step", self.begin_step)
+
+    @property
+    def end_step(self) -> int:
+        return self.begin_step
+
+    def __call__(self, step: int) -> float:
+        return self.final_sparsity if step >= self.begin_step else 0.0

@@ -1,0 +1,134 @@
+"""Checking that two models compute the same function."""
+
+import keras
+import numpy as np
+
+from filterprune.channels.groups import Analysis
+from filterprune.channels.survivors import Survivors
+from filterprune.channels.trace import Graph, trace
+
+# What float rounding may do, relative to the largest output.
+TOLERANCES = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+
+
+class VerificationError(RuntimeError):
+    """The compact model does not compute what the masked one does."""
+
+
+def generate_inputs(model, batch_size=2, seed=0, size=64):
+    """Random inputs for a functional or sequential model.
+
+    Args:
+        model: a built functional or sequential model.
+        batch_size: how many samples.
+        seed: seed of the random generator.
+        size: what to take where the model leaves a size open.
+
+    Returns:
+        Arrays in the structure of the model's inputs: standard normal floats,
+        or integers 0 and 1.
+    """
+    rng = np.random.default_rng(seed)
+    graph = trace(model)
+    arrays = []
+    for tensor in graph.inputs:
+        shape = [size if n is None else n for n in tensor.shape]
+        shape[0] = tensor.shape[0] or batch_size
+        if "float" in tensor.dtype:
+            array = rng.standard_normal(shape).astype("float32")
+            arrays.append(keras.ops.cast(array, tensor.dtype))
+        else:
+            array = rng.integers(0, 2, shape)
+            arrays.append(keras.ops.cast(array, tensor.dtype))
+    return keras.tree.pack_sequence_as(graph.input_struct, arrays)
+
+
+def relative_difference(expected, received) -> float:
+    """The largest difference, relative to the largest expected value.
+
+    Args:
+        expected, received: arrays of one shape.
+
+    Returns:
+        max |expected - received| / max |expected|; the numerator alone if all
+        that is expected is zero; `inf` if one has a NaN where the other has
+        none.
+    """
+    expected = np.asarray(keras.ops.convert_to_numpy(expected), "float64")
+    received = np.asarray(keras.ops.convert_to_numpy(received), "float64")
+    if not expected.size:
+        return 0.0
+    if not np.array_equal(np.isfinite(expected), np.isfinite(received)):
+        return float("inf")
+    expected, received = np.nan_to_num(expected), np.nan_to_num(received)
+    scale = np.abs(expected).max()
+    return float(np.abs(expected - received).max() / (scale if scale > 0 else 1.0))
+
+
+def verify_same(masked, small, analysis: Analysis, survivors: Survivors) -> float:
+    """Raise unless both models give the same outputs for generated inputs.
+
+    Returns:
+        The largest relative difference over all outputs.
+
+    Raises:
+        VerificationError: if it is above what rounding explains.
+    """
+    inputs = generate_inputs(masked)
+    old, new = (
+        keras.tree.flatten(model(inputs, training=False)) for model in (masked, small)
+    )
+    worst = 0.0
+    for expected, received in zip(old, new, strict=True):
+        worst = max(worst, relative_difference(expected, received))
+    dtype = keras.backend.standardize_dtype(old[0].dtype)
+    tolerance = TOLERANCES.get(_coarsest(masked), TOLERANCES.get(dtype, 1e-3))
+    if not worst <= tolerance:
+        where = _first_difference(masked, small, inputs, analysis, survivors, tolerance)
+        raise VerificationError(
+            f"The compact model does not compute what '{masked.name}' does: the "
+            f"outputs differ by {worst:.2g} of the largest value (allowed: "
+            f"{tolerance:.0e}), {where}. This is a bug in filterprune or in a rule "
+            "for that layer; please report it. The masked model is unharmed."
+        )
+    return worst
+
+
+def _coarsest(model) -> str:
+    """The least exact dtype that a layer of the model computes in."""
+    found = {layer.compute_dtype for layer in model.layers}
+    order = ("float16", "bfloat16", "float32", "float64")
+    return next((dtype for dtype in order if dtype in found), "float32")
+
+
+def _named_tensors(graph: Graph) -> dict:
+    """The first output of every call, by the name and number of the call."""
+    found: dict = {}
+    for node in graph.nodes:
+        number = sum(key[0] == node.op.name for key in found)
+        found[(node.op.name, number)] = node.outputs[0]
+    return found
+
+
+def _first_difference(masked, small, inputs, analysis, survivors, tolerance) -> str:
+    old_graph, new_graph = trace(masked), trace(small)
+    old, new = _named_tensors(old_graph), _named_tensors(new_graph)
+    keys = [key for key in old if key in new]
+    places = [(f"{name}_gate", number) for name, number in keys]
+    fresh = [new.get(place, new[key]) for key, place in zip(keys, places)]
+    before = keras.Model(old_graph.inputs, [old[key] for key in keys])
+    after = keras.Model(new_graph.inputs, fresh)
+    flat = keras.tree.flatten(inputs)
+    for key, expected, received in zip(keys, before(flat), after(flat), strict=True):
+        channels = analysis.flow.tensors[id(old[key])]
+        array = keras.ops.convert_to_numpy(expected)
+        for axis in range(array.ndim):
+            kept = survivors.along(channels, axis)
+            if kept is not None:
+                array = np.compress(kept, array, axis=axis)
+        if array.shape != tuple(received.shape):
+            return f"first in the layer '{key[0]}', whose shape is not as planned"
+        difference = relative_difference(array, received)
+        if difference > tolerance:
+            return f"first in the layer '{key[0]}' (by {difference:.2g})"
+    return "though the outputs of all layers agree"

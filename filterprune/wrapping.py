@@ -1,0 +1,192 @@
+"""Wrapping layers and whole models: the first of the three moves."""
+
+from collections.abc import Callable, Iterable
+
+import keras
+
+from filterprune.channels.activations import activation_of
+from filterprune.channels.flow import Call, gate_of
+from filterprune.channels.groups import Analysis, study
+from filterprune.channels.registry import layer_rule
+from filterprune.channels.trace import check_model, copy_operation, is_graph, is_layer
+from filterprune.layers.base import Masked, masked_class
+from filterprune.layers.following import MaskedActivation
+from filterprune.rebuilding import Rebuilder, build_alike, copy_layer
+
+
+def wrap(layer):
+    """Wrap one layer: a `clone_function` for `keras.models.clone_model`.
+
+    Layers that make channels (`Conv2D`, `Dense`, ...) and layers that would
+    turn an absent channel into something else (`BatchNormalization`,
+    `Activation("sigmoid")`, ...) come back masked. Any other layer comes back
+    as a copy, a nested functional or sequential model as a masked copy, and an
+    operation that is no layer as a copy too. Weights come along.
+
+    A single layer does not know its model: `wrap` also masks layers whose
+    filters can never be removed, such as the last one. Their gates stay open.
+    `filterprune.wrap_model` sees the whole graph and leaves them alone.
+
+    Args:
+        layer: a Keras layer, built or not, or an operation of a graph.
+
+    Returns:
+        A new layer (or operation). `layer` is not touched.
+
+    Raises:
+        ValueError: if the layer is masked already.
+
+    Example:
+
+    ```python
+    masked = keras.models.clone_model(model, clone_function=filterprune.wrap)
+    ```
+    """
+    if isinstance(layer, Masked):
+        raise ValueError(
+            f"Expected a layer that is not masked yet. Received: '{layer.name}' "
+            f"(of type {type(layer).__name__}). The model was wrapped already; "
+            "wrap the original model instead."
+        )
+    if not is_layer(layer):
+        return copy_operation(layer)
+    if is_graph(layer):
+        return keras.models.clone_model(layer, clone_function=wrap)
+    axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+    return _masked(layer, axis) if _needs_gate(layer) else _copy(layer)
+
+
+def wrap_model(model, exclude=()):
+    """Wrap a whole model, knowing its graph.
+
+    Gates are put where they can close something: not on filters that reach a
+    model output, nor on layers before them that need none.
+
+    Args:
+        model: a built functional or sequential Keras model.
+        exclude: what to leave as it is: a layer name, a layer type, a
+            predicate `fn(layer) -> bool`, or an iterable of those. The name of
+            a nested model excludes all that is in it; a layer in it is named
+            `"backbone/conv1"` or just `"conv1"`.
+
+    Returns:
+        A masked model that computes what `model` does, with its weights,
+        compiled if `model` is. `model` is not touched.
+
+    Raises:
+        TypeError: if `model` is no Keras model, or an entry of `exclude` is
+            neither a name, a type nor a predicate.
+        ValueError: if `model` is subclassed, not built or masked already, or
+            if an entry of `exclude` matches no layer.
+
+    Example:
+
+    ```python
+    masked = filterprune.wrap_model(model, exclude=("head",))
+    print(filterprune.analyze(masked))
+    ```
+    """
+    check_model(model)
+    excluded = _exclusion(model, exclude)
+    analysis = study(model, excluded)
+    if analysis.masks:
+        raise ValueError(
+            f"Expected a model that is not masked yet. Received: '{model.name}', "
+            f"whose layer '{analysis.masks[0].path}' is masked already."
+        )
+    chosen = _to_mask(analysis, excluded)
+
+    def make(op):
+        if id(op) in chosen:
+            return _masked(op, chosen[id(op)])
+        return _copy(op) if is_layer(op) else copy_operation(op)
+
+    masked = Rebuilder(make).rebuild(model)
+    if model.compiled:
+        masked.compile_from_config(model.get_compile_config())
+    return masked
+
+
+def _needs_gate(layer) -> bool:
+    """Whether a layer seen alone makes channels or would revive absent ones."""
+    if layer_rule(type(layer)) is None:
+        return False
+    shape = _input_shape(layer)
+    if shape is None or not layer.built:
+        cls = masked_class(type(layer))
+        idle = cls is MaskedActivation and activation_of(layer).keeps_zero
+        return cls is not None and not idle
+    try:
+        gate = gate_of(layer, shape)
+    except ValueError:
+        return False
+    return gate.makes or not gate.keeps_zero
+
+
+def _input_shape(layer):
+    config = layer.get_build_config() or {}
+    shape = config.get("input_shape")
+    if shape is None or any(isinstance(size, (list, tuple)) for size in shape):
+        return None
+    return tuple(shape)
+
+
+def _copy(layer):
+    new = copy_layer(layer)
+    build_alike(layer, new)
+    return new
+
+
+def _masked(layer, axis: int) -> Masked:
+    """A masked layer around a copy of `layer`."""
+    cls = masked_class(type(layer)) or Masked
+    return cls(_copy(layer), axis=axis)
+
+
+def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
+    """Which layers to mask (by id), and the axis of their gates."""
+    prunable = {int(root) for group in analysis.prunable for root in group.roots}
+    chosen = {}
+    for call in analysis.flow.calls:
+        gate = call.gate
+        if gate is None or excluded(call) or (gate.keeps_zero and not gate.makes):
+            continue
+        if prunable.intersection(analysis.slots(call).tolist()):
+            chosen[id(call.op)] = gate.axis
+    return chosen
+
+
+def _exclusion(model, exclude) -> Callable[[Call], bool]:
+    """A predicate on calls for an `exclude` argument, checked to match."""
+    if isinstance(exclude, (str, type)) or callable(exclude):
+        exclude = (exclude,)
+    if not isinstance(exclude, Iterable):
+        raise TypeError(f"Expected `exclude` to be iterable. Received: {exclude!r}")
+    tests = [(entry, _test(entry)) for entry in exclude]
+    calls = study(model).flow.calls
+    for entry, test in tests:
+        if not any(test(call) for call in calls):
+            names = ", ".join(f"'{call.path}'" for call in calls[:8])
+            raise ValueError(
+                "Expected every entry of `exclude` to match a layer of the model "
+                f"'{model.name}'. Received: {entry!r}, which matches none. Its "
+                f"layers are {names}{', ...' if len(calls) > 8 else ''}."
+            )
+    return lambda call: any(test(call) for _, test in tests)
+
+
+def _test(entry) -> Callable[[Call], bool]:
+    if isinstance(entry, str):
+        return lambda call: (
+            call.op.name == entry
+            or call.path == entry
+            or f"/{call.path}".find(f"/{entry}/") >= 0
+        )
+    if isinstance(entry, type):
+        return lambda call: isinstance(call.op, entry)
+    if callable(entry):
+        return lambda call: is_layer(call.op) and bool(entry(call.op))
+    raise TypeError(
+        "Expected `exclude` to hold layer names, layer types or predicates. "
+        f"Received: {entry!r} (of type {type(entry).__name__})"
+    )
