@@ -4,18 +4,18 @@ from filterprune import channels, criteria, layers, schedules
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels import rule
 from filterprune.compaction import compact
+from filterprune.errors import PruningWarning, VerificationError
 from filterprune.report import Report, analyze
 from filterprune.schedules import ConstantSparsity, PolynomialDecay, Schedule
 from filterprune.selection import prune
-from filterprune.verification import VerificationError
+from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ConstantSparsity",
     "FilterPruningCallback",
     "PolynomialDecay",
+    "PruningWarning",
     "Report",
     "Schedule",
     "VerificationError",

@@ -5,6 +5,7 @@ import warnings
 import keras
 
 from filterprune import criteria
+from filterprune.errors import PruningWarning
 from filterprune.schedules import Schedule
 from filterprune.selection import Limits, Selector
 
@@ -131,6 +132,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
                 f"step {end}: the sparsity is {self._sparsity:.3f}, and "
                 f"{self._plan(end):.3f} was planned. Train on (a second `fit` "
                 "continues the schedule) or lower `end_step`.",
+                PruningWarning,
                 stacklevel=2,
             )
 

@@ -10,6 +10,7 @@ from filterprune.channels.groups import Analysis
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import copy_operation, is_layer
 from filterprune.compiling import Move, compile_alike
+from filterprune.errors import PruningWarning
 from filterprune.rebuilding import Rebuilder, copy_layer, copy_weights
 from filterprune.selection import masked_analysis
 from filterprune.verification import verify_same
@@ -67,6 +68,7 @@ def _warn_of(stays: dict[int, str]) -> None:
             f"{len(stays)} closed channels stay in the compact model, as zeros, "
             f"because they cannot be removed exactly: {'; '.join(reasons[:3])}{more}. "
             "`print(filterprune.analyze(masked))` tells more.",
+            PruningWarning,
             stacklevel=3,
         )
 
@@ -84,7 +86,9 @@ class _Compactor:
             for call in analysis.flow.calls
             if id(call.op) in folds and not call.op.use_bias
         }
-        self.rebuilder = Rebuilder(self._make, self._shape, self._arguments, self._after)
+        self.rebuilder = Rebuilder(
+            self._make, self._shape, self._arguments, self._after
+        )
 
     def build(self):
         return self.rebuilder.rebuild(self.analysis.model)
@@ -113,8 +117,6 @@ class _Compactor:
 
     def _arguments(self, op, args, kwargs):
         """The arguments of a call, constant arrays sliced."""
-        # A masked layer takes a `mask` and `training` that its layer may not.
-        kwargs = {key: value for key, value in kwargs.items() if value is not None}
         binding = self._binding(op)
         if binding is None or not binding.arguments:
             return args, kwargs
@@ -164,6 +166,8 @@ class _Compactor:
             call = self.calls[id(old)]
             binding = self.analysis.flow.bindings.get(id(call.op))
             axes = {} if binding is None else binding.axes
+            if not new.weights:  # turned into constants of the config
+                continue
             if not axes and call.mask is None:
                 copy_weights(call.op, new)
                 moves += [

@@ -45,18 +45,14 @@ def layer_costs(analysis: Analysis, survivors: Survivors) -> dict[str, Cost]:
         if not isinstance(call.op, keras.layers.Layer) or not call.op.weights:
             continue
         sizes = _weight_sizes(analysis, call.op, survivors)
-        by_name = {
-            name: sizes[id(getattr(call.op, name))] for name, _ in call.products
-        }
+        by_name = {name: sizes[id(getattr(call.op, name))] for name, _ in call.products}
         macs = sum(by_name[name] * positions for name, positions in call.products)
         if id(call.op) in counted:  # a shared layer: its weights count once
             path = counted[id(call.op)]
             costs[path] += Cost(macs=macs)
             continue
         counted[id(call.op)] = call.path
-        bytes_ = sum(
-            sizes[id(w)] * _itemsize(w.dtype) for w in call.op.weights
-        )
+        bytes_ = sum(sizes[id(w)] * _itemsize(w.dtype) for w in call.op.weights)
         costs[call.path] = Cost(sum(sizes.values()), macs, bytes_)
     return costs
 

@@ -126,19 +126,21 @@ class Report:
             yield barriers
         costs = Table(title="Cost", box=box.SIMPLE_HEAD, title_justify="left")
         costs.add_column("layer", overflow="fold")
-        for name in ("params", "after", "MACs", "after", "bytes", "after"):
-            costs.add_column(name, justify="right")
+        for name in ("params", "MACs", "bytes"):
+            costs.add_column(name, justify="right", no_wrap=True)
         for layer in self.layers:
-            costs.add_row(layer.name, *_cost_cells(layer.before, layer.after))
+            costs.add_row(layer.name, *_cells(layer.before, layer.after))
         costs.add_section()
-        costs.add_row("total", *_cost_cells(self.before, self.after))
+        costs.add_row("total", *_cells(self.before, self.after))
         yield costs
 
 
-def _cost_cells(before: Cost, after: Cost) -> list[str]:
+def _cells(before: Cost, after: Cost) -> list[str]:
+    """Each figure, and what it becomes if that is something else."""
     cells = []
     for name in ("params", "macs", "bytes"):
-        cells += [f"{getattr(before, name):,}", f"{getattr(after, name):,}"]
+        old, new = getattr(before, name), getattr(after, name)
+        cells.append(f"{old:,}" if old == new else f"{old:,} \u2192 {new:,}")
     return cells
 
 

@@ -119,7 +119,9 @@ class PolynomialDecay(Schedule):
         if progress >= 1:
             return self.final_sparsity
         left = (1 - max(progress, 0.0)) ** self.power
-        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * left
+        return (
+            self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * left
+        )
 
 
 @keras.saving.register_keras_serializable("filterprune")

@@ -113,9 +113,7 @@ class Selector:
             self._slices.append(slice(start, start + group.size))
             start += group.size
         self._filters = np.concatenate([group.filters for group in self.groups])
-        self._masks = [
-            (call.mask, self._slot_of(call)) for call in self.analysis.masks
-        ]
+        self._masks = [(call.mask, self._slot_of(call)) for call in self.analysis.masks]
 
     def _slot_of(self, call) -> np.ndarray:
         """The slot behind each gate of a call, -1 where there is none."""
@@ -263,7 +261,9 @@ def masked_analysis(model) -> Analysis:
     return analysis
 
 
-def prune(masked, sparsity, criterion="l2", scope="global", min_filters=1, round_to=None):
+def prune(
+    masked, sparsity, criterion="l2", scope="global", min_filters=1, round_to=None
+):
     """Close gates in one shot, outside training.
 
     Args:

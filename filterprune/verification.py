@@ -6,13 +6,10 @@ import numpy as np
 from filterprune.channels.groups import Analysis
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import Graph, trace
+from filterprune.errors import VerificationError
 
 # What float rounding may do, relative to the largest output.
 TOLERANCES = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
-
-
-class VerificationError(RuntimeError):
-    """The compact model does not compute what the masked one does."""
 
 
 def generate_inputs(model, batch_size=2, seed=0, size=64):

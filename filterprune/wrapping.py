@@ -97,11 +97,17 @@ def wrap_model(model, exclude=()):
     chosen = _to_mask(analysis, excluded)
 
     def make(op):
-        if id(op) in chosen:
-            return _masked(op, chosen[id(op)])
-        return _copy(op) if is_layer(op) else copy_operation(op)
+        if not is_layer(op):
+            return copy_operation(op)
+        return _masked(op, chosen[id(op)]) if id(op) in chosen else _copy(op)
 
-    masked = Rebuilder(make).rebuild(model)
+    def after(op):
+        """A gate behind an operation that is no layer, such as `ops.sigmoid`."""
+        if is_layer(op) or id(op) not in chosen:
+            return None
+        return Masked(keras.layers.Identity(name=f"{op.name}_gate"), chosen[id(op)])
+
+    masked = Rebuilder(make, after=after).rebuild(model)
     if model.compiled:
         masked.compile_from_config(model.get_compile_config())
     return masked
@@ -114,7 +120,8 @@ def _needs_gate(layer) -> bool:
     shape = _input_shape(layer)
     if shape is None or not layer.built:
         cls = masked_class(type(layer))
-        idle = cls is MaskedActivation and activation_of(layer).keeps_zero
+        facts = activation_of(layer)
+        idle = cls is MaskedActivation and (facts.keeps_zero or not facts.elementwise)
         return cls is not None and not idle
     try:
         gate = gate_of(layer, shape)

@@ -213,7 +213,7 @@ def flow(model) -> Flow:
     ]
     outputs = _visit_graph(result, graph, inputs, prefix="")
     for channels, name in zip(outputs, graph.output_names, strict=True):
-        result.table.pin(channels.labels, f"reaches the output `{name}`")
+        result.table.pin(channels.labels, f"reaches the output `{name}`", first=True)
     _keep_rectangular(result)
     return result
 

@@ -107,9 +107,9 @@ class LabelTable:
             self.tie(rows[1:], rows[:1])
         return rows[0]
 
-    def pin(self, labels: np.ndarray, reason: str) -> None:
-        """Keep `labels` for ever, and say why."""
-        self._pins.append((np.unique(labels), reason))
+    def pin(self, labels: np.ndarray, reason: str, first: bool = False) -> None:
+        """Keep `labels` for ever, and say why, before other reasons if `first`."""
+        self._pins.insert(0 if first else len(self._pins), (np.unique(labels), reason))
 
     def roots(self) -> np.ndarray:
         """For every label the one that stands for all it is tied to."""

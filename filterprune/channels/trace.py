@@ -107,7 +107,7 @@ def trace(model) -> Graph:
                 Node(
                     node.operation,
                     tuple(arguments.args),
-                    dict(arguments.kwargs),
+                    _given(arguments.kwargs),
                     tuple(arguments.keras_tensors),
                     tuple(node.outputs),
                 )
@@ -121,6 +121,15 @@ def trace(model) -> Graph:
         function._outputs_struct,
         tuple(function.output_names),
     )
+
+
+def _given(kwargs) -> dict:
+    """Keyword arguments without the context that Keras fills in as None."""
+    return {
+        key: value
+        for key, value in kwargs.items()
+        if not (key in ("mask", "training") and value is None)
+    }
 
 
 def has_functional_constructor(model) -> bool:

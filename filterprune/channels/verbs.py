@@ -2,11 +2,11 @@
 
 | verb | for | labels | a dead channel is then worth |
 |---|---|---|---|
-| `mix` | convolution, Dense | new | zero, by the gate |
-| `same` | activation, normalisation, pooling, depthwise | unchanged | what the real layer makes of a constant |
+| `mix` | convolution, dense | new | zero, by the gate |
+| `same` | activation, batch norm, pooling | kept | what the layer makes of it |
 | `take` | reshape, concatenate, slice | moved | moved |
-| `join` | add, multiply | tied elementwise | the operation on the dead values |
-| `barrier` | whatever is not understood | fixed | unknown |
+| `join` | add, multiply | tied | the operation on dead values |
+| `barrier` | what is not understood | fixed | unknown |
 
 Weights are bound by keyword, `kernel="... in out"`: one word an axis, `in` and
 `out` for the labels the call reads and makes, `_` for an axis along which
@@ -243,13 +243,11 @@ def same(
         labels = x.labels
         read = made = None
         to = _gated_axis(call, x)
+        _resize(resize, {})
     else:
         read = _along(x, axis)
         made = np.repeat(read, repeat)
-        if elementwise:
-            labels = x.labels
-        else:
-            labels = _spread(made, len(shape), to)
+        labels = x.labels if elementwise else _spread(made, len(shape), to)
         known = {"in": read, "out": made}
         _bind(weights, known)
         _resize(resize, known)

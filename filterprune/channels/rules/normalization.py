@@ -1,5 +1,6 @@
 """Normalisation, rescaling and the like: per channel."""
 
+import keras
 import numpy as np
 from keras import layers
 
@@ -31,7 +32,7 @@ def rescaling(layer, x):
         if value.ndim > 1 or (value.ndim and x.shape[-1] != value.size):
             return barrier(f"its `{name}` has the shape {value.shape}")
         if value.ndim and value.size > 1:
-            resize[name] = _picker(x, value)
+            resize[name] = _picker(x, value, whole=getattr(layer, name))
     if resize:
         return same(x, axis=-1, resize=resize, elementwise=True)
     return same(x, elementwise=True)
@@ -43,16 +44,27 @@ def normalization(layer, x):
     varied = [axis for axis, size in enumerate(x.labels.shape) if size > 1]
     if not axis or not varied:
         return same(x, elementwise=True)
-    if axis != varied or layer.input_mean is None:
+    if axis != varied:
         return barrier("its statistics are not along one axis of channels")
-    mean = np.broadcast_to(layer.input_mean, x.shape[axis[0]])
-    variance = np.broadcast_to(layer.input_variance, x.shape[axis[0]])
-    resize = {"mean": _picker(x, mean), "variance": _picker(x, variance)}
+    resize = {}
+    for name in ("mean", "variance"):
+        values = np.ravel(keras.ops.convert_to_numpy(getattr(layer, name)))
+        resize[name] = _picker(x, values, whole=getattr(layer, f"input_{name}"))
     return same(x, axis=axis[0], resize=resize, elementwise=True)
 
 
-def _picker(x, values):
-    """Keep the surviving entries of a list of numbers in a layer's config."""
-    axis = [i for i, size in enumerate(x.labels.shape) if size > 1]
-    labels = x.labels.ravel() if axis else np.broadcast_to(x.labels.ravel(), values.size)
-    return lambda survivors: [float(v) for v in values[survivors.mask(labels)]]
+def _picker(x, values, whole):
+    """Keep the surviving entries of a list of numbers in a layer's config.
+
+    Args:
+        x: the `Channels` read.
+        values: `(channels,)`, the numbers.
+        whole: the entry as it is, returned while all channels survive.
+    """
+    labels = np.broadcast_to(x.labels.ravel(), values.shape)
+
+    def pick(survivors):
+        kept = survivors.mask(labels)
+        return whole if kept.all() else [float(value) for value in values[kept]]
+
+    return pick

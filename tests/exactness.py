@@ -1,0 +1,66 @@
+"""The one check behind most tests: masked and compact compute the same."""
+
+import keras
+import numpy as np
+
+import filterprune
+from filterprune.selection import Selector
+from filterprune.verification import generate_inputs, relative_difference
+
+LIMITS = {"float32": 1e-4, "float64": 1e-9}
+
+
+def randomise(model, seed=0):
+    """Give every weight of a model a random value, so that no leak can hide."""
+    rng = np.random.default_rng(seed)
+    seen = set()
+    for weight in model.weights:
+        if id(weight) in seen or "seed" in weight.path:
+            continue
+        seen.add(id(weight))
+        shape = tuple(weight.shape)
+        if "variance" in weight.path or "gamma" in weight.path:
+            value = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) > 1:
+            fan_in = max(int(np.prod(shape[:-1])), 1)
+            value = rng.normal(0, np.sqrt(1.5 / fan_in), shape)
+        elif weight.dtype.startswith("int"):
+            continue
+        else:
+            value = rng.normal(0, 0.3, shape)
+        weight.assign(value)
+    return model
+
+
+def close_at_random(masked, seed=0, fraction=0.5):
+    """Close a fraction of the slots of every group; how sparse that is."""
+    selector = Selector(masked)
+    rng = np.random.default_rng(seed)
+    closed = np.zeros(sum(group.size for group in selector.groups), bool)
+    start = 0
+    for group in selector.groups:
+        count = min(int(fraction * group.size + 0.5), group.size - 1)
+        closed[start + rng.permutation(group.size)[:count]] = True
+        start += group.size
+    selector.set_gates(closed)
+    return selector.sparsity()
+
+
+def difference(masked, small, batch_size=2, size=64, seed=3):
+    """The largest relative difference between two models' outputs."""
+    inputs = generate_inputs(masked, batch_size=batch_size, size=size, seed=seed)
+    pairs = zip(
+        keras.tree.flatten(masked(inputs, training=False)),
+        keras.tree.flatten(small(inputs, training=False)),
+        strict=True,
+    )
+    return max(relative_difference(a, b) for a, b in pairs)
+
+
+def check_exact(masked, limit=None, verify=True):
+    """Compact a masked model, compare, and return the compact model."""
+    small = filterprune.compact(masked, verify=verify)
+    limit = limit or LIMITS[keras.config.floatx()]
+    found = difference(masked, small)
+    assert found < limit, f"masked and compact differ by {found:.2g}"
+    return small

@@ -1,0 +1,392 @@
+"""One check for all masked layers: a closed gate means an absent channel."""
+
+import dataclasses
+import functools
+
+import builders
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import filterprune
+from filterprune.layers import Masked
+
+POLICIES = {"mixed_float16": 5e-3, "mixed_bfloat16": 5e-2, "float64": 1e-12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A layer to mask.
+
+    Attributes:
+        make: makes the plain layer.
+        shape: of its input, without the batch.
+        axis: the output's axis of channels.
+        weights: for each weight with gates its axis (or axes) of channels.
+    """
+
+    make: functools.partial
+    shape: tuple
+    axis: int = -1
+    weights: dict = dataclasses.field(
+        default_factory=lambda: {"kernel": (-1,), "bias": (-1,)}
+    )
+
+    def plain(self, **kwargs):
+        layer = self.make(name="plain", **kwargs)
+        layer.build((None, *self.shape))
+        builders.randomise(layer)
+        return layer
+
+    def masked(self, **kwargs):
+        """A masked layer with the weights of `plain`, all gates open."""
+        layer = filterprune.wrap(self.plain(**kwargs))
+        layer.build((None, *self.shape))
+        return layer
+
+    def inputs(self, dtype="float32"):
+        rng = np.random.default_rng(1)
+        return keras.ops.cast(rng.normal(size=(3, *self.shape)), dtype)
+
+
+case = functools.partial
+TRANSPOSED = {"kernel": (-2,), "bias": (-1,)}
+DEPTHWISE = {"kernel": (-2, -1), "bias": (-1,)}
+SEPARABLE = {"pointwise_kernel": (-1,), "bias": (-1,)}
+NORM = {"gamma": (-1,), "beta": (-1,)}
+FIRST = {"data_format": "channels_first"}
+
+CASES = {
+    "Conv1D": Case(case(layers.Conv1D, 4, 3), (8, 2)),
+    "Conv2D": Case(case(layers.Conv2D, 4, 3), (6, 6, 2)),
+    "Conv2D relu": Case(case(layers.Conv2D, 4, 3, activation="relu"), (6, 6, 2)),
+    "Conv2D no bias": Case(
+        case(layers.Conv2D, 4, 3, use_bias=False), (6, 6, 2), -1, {"kernel": (-1,)}
+    ),
+    "Conv2D sigmoid": Case(
+        case(layers.Conv2D, 4, 3, strides=2, activation="sigmoid"), (6, 6, 2)
+    ),
+    "Conv2D softplus": Case(
+        case(layers.Conv2D, 4, 3, padding="same", activation="softplus"), (6, 6, 2)
+    ),
+    "Conv2D groups": Case(case(layers.Conv2D, 6, 3, groups=2), (6, 6, 4)),
+    "Conv2D one group a channel": Case(
+        case(layers.Conv2D, 6, 3, groups=3), (6, 6, 3)
+    ),
+    "Conv2D channels_first": Case(case(layers.Conv2D, 4, 3, **FIRST), (2, 6, 5), 1),
+    "Conv2D sigmoid channels_first": Case(
+        case(layers.Conv2D, 4, 3, activation="sigmoid", **FIRST), (2, 6, 5), 1
+    ),
+    "Conv3D": Case(case(layers.Conv3D, 4, 2), (4, 4, 4, 2)),
+    "Conv1DTranspose": Case(
+        case(layers.Conv1DTranspose, 4, 3), (6, 2), -1, TRANSPOSED
+    ),
+    "Conv2DTranspose": Case(
+        case(layers.Conv2DTranspose, 4, 3, 2), (4, 4, 2), -1, TRANSPOSED
+    ),
+    "Conv3DTranspose": Case(
+        case(layers.Conv3DTranspose, 4, 2), (3, 3, 3, 2), -1, TRANSPOSED
+    ),
+    "DepthwiseConv1D": Case(case(layers.DepthwiseConv1D, 3), (8, 4), -1, DEPTHWISE),
+    "DepthwiseConv2D": Case(case(layers.DepthwiseConv2D, 3), (6, 6, 4), -1, DEPTHWISE),
+    "DepthwiseConv2D multiplier": Case(
+        case(layers.DepthwiseConv2D, 3, depth_multiplier=2), (6, 6, 3), -1, DEPTHWISE
+    ),
+    "DepthwiseConv2D sigmoid": Case(
+        case(layers.DepthwiseConv2D, 3, activation="sigmoid", depth_multiplier=2),
+        (6, 6, 3),
+        -1,
+        DEPTHWISE,
+    ),
+    "SeparableConv1D": Case(case(layers.SeparableConv1D, 4, 3), (8, 3), -1, SEPARABLE),
+    "SeparableConv2D": Case(
+        case(layers.SeparableConv2D, 4, 3, depth_multiplier=2),
+        (6, 6, 3),
+        -1,
+        SEPARABLE,
+    ),
+    "Dense": Case(case(layers.Dense, 4), (5,)),
+    "Dense sigmoid": Case(case(layers.Dense, 4, activation="sigmoid"), (5,)),
+    "Dense softplus on a sequence": Case(
+        case(layers.Dense, 4, activation="softplus"), (6, 5)
+    ),
+    "BatchNormalization": Case(case(layers.BatchNormalization), (6, 6, 4), -1, NORM),
+    "BatchNormalization no scale": Case(
+        case(layers.BatchNormalization, scale=False), (6, 6, 4), -1, {"beta": (-1,)}
+    ),
+    "BatchNormalization no center": Case(
+        case(layers.BatchNormalization, center=False), (6, 6, 4), -1, {"gamma": (-1,)}
+    ),
+    "BatchNormalization neither": Case(
+        case(layers.BatchNormalization, scale=False, center=False), (4,), -1, {}
+    ),
+    "BatchNormalization axis=1": Case(
+        case(layers.BatchNormalization, axis=1), (4, 6, 5), 1, NORM
+    ),
+    "Activation sigmoid": Case(case(layers.Activation, "sigmoid"), (6, 6, 4), -1, {}),
+    "Activation softplus": Case(case(layers.Activation, "softplus"), (4,), -1, {}),
+    "Rescaling": Case(case(layers.Rescaling, 2.0, offset=0.5), (6, 6, 4), -1, {}),
+}
+CLOSED, OPEN = [1, 2], [0, 3]
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+with_weights = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES.values() if case.weights],
+    ids=[name for name, case in CASES.items() if case.weights],
+)
+
+
+def numpy(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")))
+
+
+def channels(array, axis=-1):
+    """The array with its channels first."""
+    return np.moveaxis(numpy(array), axis, 0)
+
+
+def closed_and_open(case, masked, outputs):
+    """The outputs of the closed and of the open channels."""
+    moved = channels(outputs, case.axis)
+    is_closed = masked.closed()
+    return moved[is_closed], moved[~is_closed]
+
+
+def test_every_masked_layer_has_a_case():
+    tested = {type(case.masked()).__name__ for case in CASES.values()}
+    public = {
+        name
+        for name in filterprune.layers.__all__
+        if issubclass(getattr(filterprune.layers, name), Masked)
+    }
+    assert public - tested == set()
+
+
+@every_case
+def test_gate_is_a_weight_that_is_not_trained(case):
+    masked = case.masked()
+    size = masked.compute_output_shape((None, *case.shape))[case.axis]
+    assert masked.gate.shape == (size,)
+    assert not masked.gate.trainable
+    assert any(weight is masked.gate for weight in masked.non_trainable_weights)
+    assert len(masked.trainable_weights) == len(case.plain().trainable_weights)
+    assert masked.alive == size
+    builders.close(masked, *CLOSED)
+    assert masked.alive == size - 2
+    assert np.flatnonzero(masked.closed()).tolist() == CLOSED
+
+
+@every_case
+@pytest.mark.parametrize("training", [False, True])
+def test_open_gates_change_nothing_and_closed_ones_leave_zero(case, training):
+    plain, masked, x = case.plain(), case.masked(), case.inputs()
+    expected = plain(x, training=training) if accepts(plain) else plain(x)
+    np.testing.assert_allclose(
+        masked(x, training=training), expected, rtol=1e-5, atol=1e-6
+    )
+    builders.close(masked, *CLOSED)
+    found = masked(x, training=training)
+    zeros, others = closed_and_open(case, masked, found)
+    assert (zeros == 0).all()
+    np.testing.assert_allclose(
+        others,
+        channels(expected, case.axis)[~masked.closed()],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def accepts(layer):
+    return isinstance(layer, layers.BatchNormalization)
+
+
+@with_weights
+def test_closed_filters_get_no_gradient_and_open_ones_get_theirs(case):
+    import tensorflow as tf
+
+    masked, x = case.masked(), case.inputs()
+    builders.close(masked, *CLOSED)
+    names = {name: getattr(masked.layer, name) for name in case.weights}
+    with tf.GradientTape() as tape:
+        y = masked(x, training=True)
+        loss = keras.ops.sum(y * np.random.default_rng(0).normal(size=y.shape))
+    gradients = tape.gradient(loss, [w.value for w in names.values()])
+    for (name, axes), gradient in zip(case.weights.items(), gradients, strict=True):
+        moved = np.moveaxis(gradient, axes, range(len(axes)))
+        rows = moved.reshape(masked.gate.shape[0], -1)
+        assert (rows[masked.closed()] == 0).all(), name
+        assert (rows[~masked.closed()] != 0).any(axis=1).all(), name
+
+
+@every_case
+def test_config_round_trip(case):
+    masked = case.masked()
+    config = masked.get_config()
+    again = type(masked).from_config(config)
+    assert again.get_config() == config
+    assert again.name == masked.name
+    assert type(again.layer) is type(masked.layer)
+    again.build((None, *case.shape))
+    again.set_weights(masked.get_weights())
+    x = case.inputs()
+    np.testing.assert_allclose(again(x), masked(x), rtol=1e-6)
+
+
+@every_case
+def test_saved_and_loaded_with_its_gates(case, tmp_path):
+    masked, x = case.masked(), case.inputs()
+    inputs = keras.Input(case.shape)
+    model = keras.Model(inputs, masked(inputs))
+    builders.close(masked, *CLOSED)
+    for name in ("model.keras", "model.h5"):
+        model.save(tmp_path / name)
+        loaded = keras.models.load_model(tmp_path / name)
+        found = loaded.get_layer("plain")
+        assert type(found) is type(masked)
+        assert found.closed().tolist() == masked.closed().tolist()
+        np.testing.assert_allclose(loaded(x), model(x), rtol=1e-6, atol=1e-7)
+    model.save_weights(tmp_path / "model.weights.h5")
+    fresh = keras.models.clone_model(model)
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    assert fresh.get_layer("plain").alive == masked.alive
+    np.testing.assert_allclose(fresh(x), model(x), rtol=1e-6, atol=1e-7)
+
+
+@every_case
+@pytest.mark.parametrize("policy", POLICIES)
+def test_dtype_policies(case, policy):
+    plain, masked = case.plain(dtype=policy), case.masked(dtype=policy)
+    x = case.inputs(plain.compute_dtype)
+    expected, found = plain(x), masked(x)
+    assert found.dtype == expected.dtype
+    assert [w.dtype for w in masked.layer.weights] == [w.dtype for w in plain.weights]
+    limit = POLICIES[policy]
+    np.testing.assert_allclose(numpy(found), numpy(expected), rtol=limit, atol=limit)
+    builders.close(masked, *CLOSED)
+    zeros, others = closed_and_open(case, masked, masked(x, training=True))
+    assert (zeros == 0).all()
+    assert (others != 0).any()
+
+
+@every_case
+def test_losses_are_those_of_the_plain_layer(case):
+    """Weight and activity regularizers count as before, and once."""
+    kwargs = {"activity_regularizer": keras.regularizers.L2(0.1)}
+    for name in case.weights:
+        key = {"pointwise_kernel": "pointwise"}.get(name, name)
+        if "Depthwise" in case.make.func.__name__ and name == "kernel":
+            key = "depthwise"
+        suffix = "" if key in ("kernel", "bias", "gamma", "beta") else "_"
+        key = f"{key}{suffix and '_'}regularizer" if suffix else f"{key}_regularizer"
+        kwargs[key] = keras.regularizers.L1(0.01)
+    plain, masked, x = case.plain(**kwargs), case.masked(**kwargs), case.inputs()
+    plain(x), masked(x)
+    expected = [float(loss) for loss in plain.losses]
+    assert len(expected) == len(kwargs)
+    np.testing.assert_allclose(sorted(map(float, masked.losses)), sorted(expected))
+    again = type(masked).from_config(masked.get_config())
+    again.build((None, *case.shape))
+    again.set_weights(masked.get_weights())
+    again(x)
+    np.testing.assert_allclose(sorted(map(float, again.losses)), sorted(expected))
+
+
+NORMS = {name: case for name, case in CASES.items() if name.startswith("Batch")}
+
+
+@pytest.mark.parametrize("case", NORMS.values(), ids=NORMS)
+@pytest.mark.parametrize("closing", [False, True])
+def test_moving_statistics_are_those_of_the_plain_layer(case, closing):
+    plain, masked = case.plain(), case.masked()
+    if closing:
+        builders.close(masked, *CLOSED)
+    before = numpy(plain.moving_mean)
+    for scale in (1.0, 2.0, 3.0):
+        x = scale * case.inputs() + scale
+        plain(x, training=True), masked(x, training=True)
+    x = case.inputs()
+    plain(x, training=False), masked(x, training=False)
+    assert (numpy(plain.moving_mean) != before).all()
+    for name in ("moving_mean", "moving_variance"):
+        np.testing.assert_allclose(
+            getattr(masked.layer, name), getattr(plain, name), rtol=1e-6
+        )
+
+
+def test_moving_statistics_move_in_fit():
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization()])
+    masked = builders.clone(model)
+    x = np.random.default_rng(0).normal(2.0, 3.0, (64, 4))
+    for each in (model, masked):
+        each.compile("sgd", "mse")
+        each.fit(x, x, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(model.get_weights(), masked.layers[0].layer.get_weights()):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_a_frozen_normalisation_uses_its_statistics_in_training():
+    case = CASES["BatchNormalization"]
+    plain, masked, x = case.plain(), case.masked(), case.inputs()
+    plain.trainable = masked.trainable = False
+    np.testing.assert_allclose(
+        masked(x, training=True), plain(x, training=True), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(masked.layer.moving_mean, plain.moving_mean)
+
+
+def test_closed_filters_do_not_move_in_fit():
+    masked = builders.clone(builders.randomise(builders.mlp(4, 6, 2)))
+    layer = masked.get_layer("d0")
+    builders.close(layer, *CLOSED)
+    before = numpy(layer.layer.kernel)
+    masked.compile("sgd", "mse")
+    rng = np.random.default_rng(0)
+    masked.fit(rng.normal(size=(32, 4)), rng.normal(size=(32, 2)), verbose=0)
+    after = numpy(layer.layer.kernel)
+    np.testing.assert_array_equal(after[:, CLOSED], before[:, CLOSED])
+    assert (after[:, OPEN] != before[:, OPEN]).any()
+
+
+def test_summary_shows_the_names_of_the_layers():
+    masked = builders.clone(builders.build("plain"))
+    lines = []
+    masked.summary(print_fn=lambda line, **kwargs: lines.append(line))
+    text = "\n".join(lines)
+    for name in ("conv1", "conv1_bn", "hidden", "MaskedConv2D", "Non-trainable"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("cls", "layer"),
+    [
+        (filterprune.layers.MaskedConv2D, layers.Dense(3)),
+        (filterprune.layers.MaskedDense, layers.Conv2D(3, 3)),
+        (filterprune.layers.MaskedBatchNormalization, layers.ReLU()),
+    ],
+)
+def test_a_layer_of_another_type_is_refused(cls, layer):
+    with pytest.raises(TypeError, match=f"{cls.__name__[6:]}.*{layer.name}"):
+        cls(layer)
+
+
+def test_a_layer_without_a_rule_is_refused():
+    class Mystery(layers.Layer):
+        def call(self, x):
+            return x[..., ::-1]
+
+    masked = Masked(Mystery(name="mystery"))
+    with pytest.raises(ValueError, match=r"mystery.*cannot be masked"):
+        masked.build((None, 4))
+
+
+def test_a_masked_layer_is_not_masked_again():
+    with pytest.raises(TypeError, match="masked already|MaskedDense already"):
+        Masked(filterprune.layers.MaskedDense(layers.Dense(3)))
+
+
+def test_name_dtype_and_trainable_default_to_those_of_the_layer():
+    layer = layers.Dense(3, name="mine", dtype="float64", trainable=False)
+    masked = filterprune.layers.MaskedDense(layer)
+    assert (masked.name, masked.compute_dtype) == ("mine", "float64")
+    assert not masked.trainable

@@ -1,0 +1,74 @@
+"""The nets of `keras.applications`: exact, without a barrier, really smaller."""
+
+import keras
+import numpy as np
+import pytest
+from exactness import check_exact, close_at_random, randomise
+
+import filterprune
+
+SIZES = {
+    "ResNet50": 32,
+    "MobileNetV2": 32,
+    "MobileNetV3Small": 32,
+    "DenseNet121": 32,
+    "InceptionV3": 75,
+    "EfficientNetB0": 32,
+    "Xception": 71,
+    "VGG16": 32,
+    "NASNetMobile": 32,
+}
+
+
+def build(name, **kwargs):
+    size = SIZES[name]
+    constructor = getattr(keras.applications, name)
+    kwargs = {"weights": None, "input_shape": (size, size, 3), **kwargs}
+    # Without softmax: 1,000 near-equal probabilities would hide differences.
+    return randomise(constructor(classifier_activation=None, **kwargs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SIZES)
+def test_random_gates_compact_exactly(name, dtype):
+    keras.config.set_floatx(dtype)
+    model = build(name)
+    report = filterprune.analyze(model)
+    assert report.barriers == ()
+    reasons = {group.reason for group in report.fixed}
+    assert reasons == {"reaches the output `predictions`"}
+    masked = filterprune.wrap_model(model)
+    sparsity = close_at_random(masked)
+    assert 0.45 < sparsity < 0.55
+    small = check_exact(masked, verify=False)
+    assert small.count_params() < 0.5 * model.count_params()
+
+
+@pytest.mark.parametrize("name", list(SIZES)[:3])
+def test_trained_with_the_callback_compact_exactly(name):
+    size = SIZES[name]
+    constructor = getattr(keras.applications, name)
+    model = constructor(weights=None, input_shape=(size, size, 3), classes=4)
+    masked = filterprune.wrap_model(model)
+    masked.compile("adam", "sparse_categorical_crossentropy")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, size, size, 3)), rng.integers(0, 4, 32)
+    schedule = filterprune.PolynomialDecay(final_sparsity=0.5, end_step=6)
+    callback = filterprune.FilterPruningCallback(schedule, frequency=2)
+    history = masked.fit(x, y, batch_size=4, callbacks=[callback], verbose=0)
+    assert history.history["sparsity"][-1] == pytest.approx(0.5, abs=0.01)
+    small = check_exact(masked)
+    assert small.count_params() < 0.7 * model.count_params()
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("ResNet50", 3.8), ("DenseNet121", 3.7), ("MobileNetV2", 3.4)]
+)
+def test_uniform_half_removes_three_quarters_of_the_macs(name, least):
+    model = getattr(keras.applications, name)(weights=None)
+    masked = filterprune.wrap_model(model)
+    filterprune.prune(masked, sparsity=0.5, scope="layer")
+    report = filterprune.analyze(masked)
+    assert report.before.macs / report.after.macs >= least
+    small = filterprune.compact(masked, verify=False)
+    assert filterprune.analyze(small).before == report.after
