@@ -270,7 +270,9 @@ def masked_layers(model):
 
 def closed(model):
     """For each masked layer by path which gates are closed, as lists of bool."""
-    return {path: layer.closed().tolist() for path, layer in masked_layers(model).items()}
+    return {
+        path: layer.closed().tolist() for path, layer in masked_layers(model).items()
+    }
 
 
 def close(layer, *indices):
@@ -286,7 +288,10 @@ def snapshot(model):
     def nodes(layer):
         return len(layer._inbound_nodes), len(layer._outbound_nodes)
 
-    config = [model.get_config(), model.get_compile_config() if model.compiled else None]
+    config = [
+        model.get_config(),
+        model.get_compile_config() if model.compiled else None,
+    ]
     return {
         "config": json.dumps(config, default=str, sort_keys=True),
         "weights": [(w.path, w.numpy().tolist()) for w in model.weights],

@@ -210,6 +210,34 @@ class TestDetails:
             assert id(layer.gate) not in trainable
 
 
+class Shift(layers.Layer):
+    """A user's layer: a number added to each channel, no method but `call`."""
+
+    def build(self, input_shape):
+        self.shift = self.add_weight(shape=(input_shape[-1],), name="bias")
+
+    def call(self, x):
+        return x + self.shift
+
+
+@filterprune.rule(Shift)
+def shift(layer, x):
+    return filterprune.channels.same(x, shift="in", gates=("shift",))
+
+
+@pytest.mark.parametrize("wrapper", [clone, filterprune.wrap_model])
+def test_a_layer_of_ones_own_with_a_rule_is_masked(wrapper):
+    inputs = keras.Input((4,))
+    x = Shift(name="shift")(layers.Dense(6, name="dense")(inputs))
+    model = builders.randomise(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+    masked = wrapper(model)
+    builders.assert_same_outputs(model, masked)
+    assert {"dense", "shift"} <= set(masked_layers(masked))
+    builders.close(masked.get_layer("shift"), 2)
+    part = keras.Model(masked.inputs, masked.get_layer("shift").output)
+    assert (part(np.ones((1, 4)))[:, 2] == 0).numpy().all()
+
+
 def test_a_subclass_with_a_training_step_of_its_own_is_kept():
     class Mine(keras.Model):
         def greet(self):
@@ -260,7 +288,7 @@ class TestWrapModelGates:
         x = layers.Conv2D(4, 3, data_format="channels_first", name="conv")(inputs)
         x = layers.Activation("sigmoid", name="act")(x)
         x = layers.GlobalAveragePooling2D(data_format="channels_first")(x)
-        masked = filterprune.wrap_model(keras.Model(inputs, layers.Dense(2)(x)))
+        masked = filterprune.wrap_model(keras.Model(inputs, layers.Dense(2, name="head")(x)))
         assert masked.get_layer("act").gate.shape == (4,)
         builders.close(masked.get_layer("act"), 1)
         part = keras.Model(masked.input, masked.get_layer("act").output)
@@ -277,7 +305,10 @@ class TestExclude:
             (("hidden",), {"hidden"}),
             (["conv1", "hidden"], {"conv1", "conv1_bn", "hidden"}),
             (layers.Dense, {"hidden"}),
-            (layers.Conv2D, {"conv1", "conv1_bn", "conv2", "conv2_bn", "conv2_sigmoid"}),
+            (
+                layers.Conv2D,
+                {"conv1", "conv1_bn", "conv2", "conv2_bn", "conv2_sigmoid"},
+            ),
             (lambda layer: layer.name.endswith("1"), {"conv1", "conv1_bn"}),
             (lambda layer: getattr(layer, "units", 0) == 16, {"hidden"}),
             (("conv1", layers.Dense), {"conv1", "conv1_bn", "hidden"}),

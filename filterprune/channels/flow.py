@@ -34,7 +34,7 @@ class Ambiguous(Exception):
     """Raised by a rule for a call it cannot explain: the call is a barrier."""
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Gate:
     """Where one call's output channels can be closed.
 
@@ -63,7 +63,7 @@ class Gate:
         return self.labels.shape[self.axis]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Step:
     """How to tell what the dead channels of some outputs are worth."""
 
@@ -73,7 +73,7 @@ class Step:
     worth: Callable
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Call:
     """One call of a layer or operation, as the rules see it.
 
@@ -123,7 +123,7 @@ class Call:
         self.flow.steps.append(Step(self, tuple(inputs), tuple(outputs), worth))
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Binding:
     """The labels along the axes of one layer's weights, and what to rewrite.
 
@@ -143,7 +143,7 @@ class Binding:
     arguments: dict[int, Channels] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Flow:
     """What one model's graph says about its channels."""
 

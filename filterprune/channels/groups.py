@@ -16,7 +16,7 @@ from filterprune.channels.survivors import Survivors
 from filterprune.channels.values import Valuation, find_stuck
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Group:
     """Layers whose output channels live and die together.
 
@@ -44,7 +44,7 @@ class Group:
         return f"{self.layers[0]} (+{more})" if more else self.layers[0]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Analysis:
     """The channel flow of a model, and the groups found in it."""
 

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Channels:
     """The channels of one tensor.
 
@@ -44,6 +44,16 @@ def fit(values: np.ndarray, shape: tuple) -> np.ndarray:
             even = (values == first).all(axis=axis, keepdims=True)
             values = np.where(even, first, np.nan)
     return np.broadcast_to(values, shape)
+
+
+def squeeze_uniform(labels: np.ndarray) -> np.ndarray:
+    """The labels with every axis along which they are all equal of size 1."""
+    for axis, size in enumerate(labels.shape):
+        if size > 1:
+            first = np.take(labels, [0], axis)
+            if (labels == first).all():
+                labels = first
+    return labels
 
 
 def components(count: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -38,14 +38,3 @@ def full_shape(shape) -> tuple[int, ...]:
     if any(size is None for size in shape[1:]):
         raise Ambiguous(f"it reorders a tensor of unknown size {tuple(shape)}")
     return (1, *shape[1:])
-
-
-def squeeze_uniform(array: np.ndarray) -> np.ndarray:
-    """The array with every axis along which nothing differs reduced to 1."""
-    for axis, size in enumerate(array.shape):
-        if size > 1:
-            first = np.take(array, [0], axis)
-            equal = (array == first) | (np.isnan(array) & np.isnan(first))
-            if equal.all():
-                array = first
-    return array

@@ -19,7 +19,7 @@ from filterprune.channels.flow import Call, Flow, Gate, describe
 from filterprune.channels.labels import Channels, fit
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Valuation:
     """One value pass over a flow.
 

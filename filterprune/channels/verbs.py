@@ -21,7 +21,7 @@ import numpy as np
 
 from filterprune.channels.activations import activation_of
 from filterprune.channels.flow import Ambiguous, Gate, current, describe
-from filterprune.channels.labels import Channels, fit
+from filterprune.channels.labels import Channels, fit, squeeze_uniform
 
 # What stands for "some constant, not zero" while weights may still change.
 _GENERIC = 0.5772156649
@@ -311,7 +311,7 @@ def take(
     xs = [xs] if isinstance(xs, Channels) else list(xs)
     moved = move(*[x.labels for x in xs])
     several = isinstance(moved, (list, tuple))
-    arrays = [np.asarray(a) for a in (moved if several else [moved])]
+    arrays = [squeeze_uniform(np.asarray(a)) for a in (moved if several else [moved])]
     outputs = [
         Channels(shape, labels)
         for shape, labels in zip(call.outputs, arrays, strict=True)
@@ -355,8 +355,10 @@ def join(
     sizes = [
         max((x.labels.shape[axis] for x in xs), default=1) for axis in range(len(shape))
     ]
+    # A single channel spread over the others (a spatial gate) does not tie.
     ties = [
-        all(
+        x.labels.size > 1
+        or all(
             size == 1 or x.shape[axis] != 1 or shape[axis] == 1
             for axis, size in enumerate(sizes)
         )
@@ -470,10 +472,14 @@ def _gated_axis(call, x: Channels) -> int:
 
 
 def _arguments(call, x: Channels, array) -> list:
-    """One array for each tensor of the call: `array` for the channels read."""
-    return [
+    """One tensor for each of the call's: `array` for the channels read."""
+    arrays = [
         array if given is x else np.zeros([size or 1 for size in given.shape])
         for given in call.inputs
+    ]
+    return [
+        keras.ops.cast(array, tensor.dtype)
+        for array, tensor in zip(arrays, call.node.inputs, strict=True)
     ]
 
 
@@ -483,13 +489,13 @@ def _numpy(tensor) -> np.ndarray:
 
 def _keeps_zero(call, x: Channels) -> bool:
     """Whether the bare operation turns zero into zero."""
-    zeros = np.zeros((1,) * x.ndim, "float32")
+    zeros = np.zeros((1,) * x.ndim)
     result = _numpy(call.run(*_arguments(call, x, zeros)))
     return not result.any()
 
 
 def _elementwise(call, x: Channels, value: np.ndarray) -> np.ndarray:
-    filled = np.where(np.isnan(value), 1.0, value).astype("float32")
+    filled = np.where(np.isnan(value), 1.0, value)
     result = _numpy(call.run(*_arguments(call, x, filled)))
     return np.where(np.isnan(value), np.nan, result)
 
@@ -505,7 +511,7 @@ def _constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarray:
         ]
     shape[axis] = vector.size
     filled = np.where(np.isnan(vector), 0.0, vector)
-    array = np.broadcast_to(_spread(filled, x.ndim, axis), shape).astype("float32")
+    array = np.broadcast_to(_spread(filled, x.ndim, axis), shape)
     result = _numpy(call.run(*_arguments(call, x, array)))
     rows = np.moveaxis(result, to, -1).reshape(-1, result.shape[to])
     spread = np.ptp(rows, axis=0)

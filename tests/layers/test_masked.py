@@ -71,17 +71,13 @@ CASES = {
         case(layers.Conv2D, 4, 3, padding="same", activation="softplus"), (6, 6, 2)
     ),
     "Conv2D groups": Case(case(layers.Conv2D, 6, 3, groups=2), (6, 6, 4)),
-    "Conv2D one group a channel": Case(
-        case(layers.Conv2D, 6, 3, groups=3), (6, 6, 3)
-    ),
+    "Conv2D one group a channel": Case(case(layers.Conv2D, 6, 3, groups=3), (6, 6, 3)),
     "Conv2D channels_first": Case(case(layers.Conv2D, 4, 3, **FIRST), (2, 6, 5), 1),
     "Conv2D sigmoid channels_first": Case(
         case(layers.Conv2D, 4, 3, activation="sigmoid", **FIRST), (2, 6, 5), 1
     ),
     "Conv3D": Case(case(layers.Conv3D, 4, 2), (4, 4, 4, 2)),
-    "Conv1DTranspose": Case(
-        case(layers.Conv1DTranspose, 4, 3), (6, 2), -1, TRANSPOSED
-    ),
+    "Conv1DTranspose": Case(case(layers.Conv1DTranspose, 4, 3), (6, 2), -1, TRANSPOSED),
     "Conv2DTranspose": Case(
         case(layers.Conv2DTranspose, 4, 3, 2), (4, 4, 2), -1, TRANSPOSED
     ),
@@ -128,7 +124,10 @@ CASES = {
     "Activation softplus": Case(case(layers.Activation, "softplus"), (4,), -1, {}),
     "Rescaling": Case(case(layers.Rescaling, 2.0, offset=0.5), (6, 6, 4), -1, {}),
 }
-CLOSED, OPEN = [1, 2], [0, 3]
+CLOSED = [1, 2]
+NEAR = {"rtol": 1e-5, "atol": 1e-6}
+# TensorFlow convolves channels_first on a CPU in float32 alone.
+ON_CPU = {name: case for name, case in CASES.items() if "first" not in name}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 with_weights = pytest.mark.parametrize(
     "case",
@@ -141,16 +140,14 @@ def numpy(tensor):
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float64")))
 
 
-def channels(array, axis=-1):
-    """The array with its channels first."""
-    return np.moveaxis(numpy(array), axis, 0)
+def split(case, masked, outputs):
+    """The outputs of the closed and of the open channels, channels first."""
+    moved = np.moveaxis(numpy(outputs), case.axis, 0)
+    return moved[masked.closed()], moved[~masked.closed()]
 
 
-def closed_and_open(case, masked, outputs):
-    """The outputs of the closed and of the open channels."""
-    moved = channels(outputs, case.axis)
-    is_closed = masked.closed()
-    return moved[is_closed], moved[~is_closed]
+def is_norm(layer):
+    return isinstance(layer, layers.BatchNormalization)
 
 
 def test_every_masked_layer_has_a_case():
@@ -168,7 +165,6 @@ def test_gate_is_a_weight_that_is_not_trained(case):
     masked = case.masked()
     size = masked.compute_output_shape((None, *case.shape))[case.axis]
     assert masked.gate.shape == (size,)
-    assert not masked.gate.trainable
     assert any(weight is masked.gate for weight in masked.non_trainable_weights)
     assert len(masked.trainable_weights) == len(case.plain().trainable_weights)
     assert masked.alive == size
@@ -178,27 +174,16 @@ def test_gate_is_a_weight_that_is_not_trained(case):
 
 
 @every_case
-@pytest.mark.parametrize("training", [False, True])
-def test_open_gates_change_nothing_and_closed_ones_leave_zero(case, training):
-    plain, masked, x = case.plain(), case.masked(), case.inputs()
-    expected = plain(x, training=training) if accepts(plain) else plain(x)
-    np.testing.assert_allclose(
-        masked(x, training=training), expected, rtol=1e-5, atol=1e-6
-    )
-    builders.close(masked, *CLOSED)
-    found = masked(x, training=training)
-    zeros, others = closed_and_open(case, masked, found)
-    assert (zeros == 0).all()
-    np.testing.assert_allclose(
-        others,
-        channels(expected, case.axis)[~masked.closed()],
-        rtol=1e-5,
-        atol=1e-6,
-    )
-
-
-def accepts(layer):
-    return isinstance(layer, layers.BatchNormalization)
+def test_open_gates_change_nothing_and_closed_ones_leave_zero(case):
+    x = case.inputs()
+    for training in (False, True):
+        plain, masked = case.plain(), case.masked()
+        expected = plain(x, training=training) if is_norm(plain) else plain(x)
+        np.testing.assert_allclose(masked(x, training=training), expected, **NEAR)
+        builders.close(masked, *CLOSED)
+        zeros, others = split(case, masked, masked(x, training=training))
+        assert (zeros == 0).all()
+        np.testing.assert_allclose(others, split(case, masked, expected)[1], **NEAR)
 
 
 @with_weights
@@ -207,11 +192,11 @@ def test_closed_filters_get_no_gradient_and_open_ones_get_theirs(case):
 
     masked, x = case.masked(), case.inputs()
     builders.close(masked, *CLOSED)
-    names = {name: getattr(masked.layer, name) for name in case.weights}
+    weights = [getattr(masked.layer, name).value for name in case.weights]
     with tf.GradientTape() as tape:
         y = masked(x, training=True)
         loss = keras.ops.sum(y * np.random.default_rng(0).normal(size=y.shape))
-    gradients = tape.gradient(loss, [w.value for w in names.values()])
+    gradients = tape.gradient(loss, weights)
     for (name, axes), gradient in zip(case.weights.items(), gradients, strict=True):
         moved = np.moveaxis(gradient, axes, range(len(axes)))
         rows = moved.reshape(masked.gate.shape[0], -1)
@@ -220,76 +205,71 @@ def test_closed_filters_get_no_gradient_and_open_ones_get_theirs(case):
 
 
 @every_case
-def test_config_round_trip(case):
-    masked = case.masked()
-    config = masked.get_config()
-    again = type(masked).from_config(config)
-    assert again.get_config() == config
-    assert again.name == masked.name
-    assert type(again.layer) is type(masked.layer)
-    again.build((None, *case.shape))
-    again.set_weights(masked.get_weights())
-    x = case.inputs()
-    np.testing.assert_allclose(again(x), masked(x), rtol=1e-6)
-
-
-@every_case
-def test_saved_and_loaded_with_its_gates(case, tmp_path):
+def test_config_save_and_load(case, tmp_path):
     masked, x = case.masked(), case.inputs()
+    again = type(masked).from_config({**masked.get_config()})
+    assert again.get_config() == masked.get_config()
+
     inputs = keras.Input(case.shape)
     model = keras.Model(inputs, masked(inputs))
     builders.close(masked, *CLOSED)
-    for name in ("model.keras", "model.h5"):
-        model.save(tmp_path / name)
-        loaded = keras.models.load_model(tmp_path / name)
+    for name in ("model.keras", "model.h5", "model.weights.h5"):
+        if name == "model.weights.h5":
+            model.save_weights(tmp_path / name)
+            loaded = keras.models.clone_model(model)
+            loaded.load_weights(tmp_path / name)
+        else:
+            model.save(tmp_path / name)
+            loaded = keras.models.load_model(tmp_path / name)
         found = loaded.get_layer("plain")
         assert type(found) is type(masked)
         assert found.closed().tolist() == masked.closed().tolist()
-        np.testing.assert_allclose(loaded(x), model(x), rtol=1e-6, atol=1e-7)
-    model.save_weights(tmp_path / "model.weights.h5")
-    fresh = keras.models.clone_model(model)
-    fresh.load_weights(tmp_path / "model.weights.h5")
-    assert fresh.get_layer("plain").alive == masked.alive
-    np.testing.assert_allclose(fresh(x), model(x), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(loaded(x), model(x), **NEAR)
 
 
-@every_case
-@pytest.mark.parametrize("policy", POLICIES)
-def test_dtype_policies(case, policy):
-    plain, masked = case.plain(dtype=policy), case.masked(dtype=policy)
-    x = case.inputs(plain.compute_dtype)
-    expected, found = plain(x), masked(x)
-    assert found.dtype == expected.dtype
-    assert [w.dtype for w in masked.layer.weights] == [w.dtype for w in plain.weights]
-    limit = POLICIES[policy]
-    np.testing.assert_allclose(numpy(found), numpy(expected), rtol=limit, atol=limit)
-    builders.close(masked, *CLOSED)
-    zeros, others = closed_and_open(case, masked, masked(x, training=True))
-    assert (zeros == 0).all()
-    assert (others != 0).any()
+@pytest.mark.parametrize("case", ON_CPU.values(), ids=ON_CPU)
+def test_dtype_policies(case):
+    for policy, limit in POLICIES.items():
+        plain, masked = case.plain(dtype=policy), case.masked(dtype=policy)
+        x = case.inputs(plain.compute_dtype)
+        expected, found = plain(x), masked(x)
+        assert found.dtype == expected.dtype
+        assert masked.gate.dtype == plain.variable_dtype
+        dtypes = [weight.dtype for weight in plain.weights]
+        assert [weight.dtype for weight in masked.layer.weights] == dtypes
+        np.testing.assert_allclose(numpy(found), numpy(expected), limit, limit)
+        builders.close(masked, *CLOSED)
+        zeros, others = split(case, masked, masked(x, training=True))
+        assert (zeros == 0).all()
+        assert (others != 0).any()
 
 
 @every_case
 def test_losses_are_those_of_the_plain_layer(case):
     """Weight and activity regularizers count as before, and once."""
-    kwargs = {"activity_regularizer": keras.regularizers.L2(0.1)}
-    for name in case.weights:
-        key = {"pointwise_kernel": "pointwise"}.get(name, name)
-        if "Depthwise" in case.make.func.__name__ and name == "kernel":
-            key = "depthwise"
-        suffix = "" if key in ("kernel", "bias", "gamma", "beta") else "_"
-        key = f"{key}{suffix and '_'}regularizer" if suffix else f"{key}_regularizer"
-        kwargs[key] = keras.regularizers.L1(0.01)
+    keys = [key for key in case.plain().get_config() if key.endswith("regularizer")]
+    kwargs = dict.fromkeys(keys, keras.regularizers.L1(0.01))
+    kwargs["activity_regularizer"] = keras.regularizers.L2(0.1)
     plain, masked, x = case.plain(**kwargs), case.masked(**kwargs), case.inputs()
     plain(x), masked(x)
-    expected = [float(loss) for loss in plain.losses]
-    assert len(expected) == len(kwargs)
-    np.testing.assert_allclose(sorted(map(float, masked.losses)), sorted(expected))
-    again = type(masked).from_config(masked.get_config())
+    expected = sorted(float(loss) for loss in plain.losses)
+    assert len(expected) > len(case.weights)
+    found = sorted(float(loss) for loss in masked.losses)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Conv2D", "Dense sigmoid", "BatchNormalization"])
+def test_regularizers_survive_the_config(name):
+    case = CASES[name]
+    regularizers = {"activity_regularizer": keras.regularizers.L2(0.1)}
+    masked = case.masked(**regularizers)
+    again = type(masked).from_config({**masked.get_config()})
     again.build((None, *case.shape))
     again.set_weights(masked.get_weights())
-    again(x)
-    np.testing.assert_allclose(sorted(map(float, again.losses)), sorted(expected))
+    x = case.inputs()
+    masked(x), again(x)
+    assert len(again.losses) == 1
+    np.testing.assert_allclose(again.losses, masked.losses, rtol=1e-6)
 
 
 NORMS = {name: case for name, case in CASES.items() if name.startswith("Batch")}
@@ -345,7 +325,7 @@ def test_closed_filters_do_not_move_in_fit():
     masked.fit(rng.normal(size=(32, 4)), rng.normal(size=(32, 2)), verbose=0)
     after = numpy(layer.layer.kernel)
     np.testing.assert_array_equal(after[:, CLOSED], before[:, CLOSED])
-    assert (after[:, OPEN] != before[:, OPEN]).any()
+    assert (after[:, [0, 3]] != before[:, [0, 3]]).any()
 
 
 def test_summary_shows_the_names_of_the_layers():
@@ -373,7 +353,7 @@ def test_a_layer_of_another_type_is_refused(cls, layer):
 def test_a_layer_without_a_rule_is_refused():
     class Mystery(layers.Layer):
         def call(self, x):
-            return x[..., ::-1]
+            return keras.ops.cumsum(x, axis=-1)
 
     masked = Masked(Mystery(name="mystery"))
     with pytest.raises(ValueError, match=r"mystery.*cannot be masked"):

@@ -1,0 +1,201 @@
+"""Random convnets for property-based tests: hypothesis draws every choice."""
+
+import keras
+from hypothesis import strategies as st
+from keras import layers, ops
+
+ACTIVATIONS = ["relu", "sigmoid", "softplus", "tanh", "linear", "gelu", "hard_sigmoid"]
+PADDING = ["same", "valid"]
+
+
+class GraphBuilder:
+    """Grows a graph call by call.
+
+    Args:
+        draw: hypothesis' draw function.
+    """
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.maps = []  # tensors of rank 4
+        self.vectors = []  # tensors of rank 2
+        self.shared = []  # layers that may be called again
+
+    def pick(self, options):
+        return self.draw(st.sampled_from(options))
+
+    def chance(self):
+        return self.draw(st.booleans())
+
+    def filters(self):
+        return self.pick([2, 3, 4, 6])
+
+    # Each method below takes a tensor (B, H, W, C) and returns one.
+
+    def conv(self, x):
+        size = self.pick([1, 2, 3])
+        if min(x.shape[1:3]) < size + 1:
+            size = 1
+        kind = self.pick(["conv", "conv", "grouped", "transpose", "separable", "again"])
+        kwargs = {
+            "padding": self.pick(PADDING),
+            "use_bias": self.chance(),
+            "activation": self.pick(ACTIVATIONS),
+        }
+        if kind == "grouped" and x.shape[-1] % 2 == 0:
+            return layers.Conv2D(4, size, groups=2, **kwargs)(x)
+        if kind == "transpose":
+            return layers.Conv2DTranspose(self.filters(), size, **kwargs)(x)
+        if kind == "separable":
+            multiplier = self.pick([1, 2])
+            return layers.SeparableConv2D(
+                self.filters(), size, depth_multiplier=multiplier, **kwargs
+            )(x)
+        if kind == "again":
+            for layer, channels in self.shared:
+                if channels == x.shape[-1] and min(x.shape[1:3]) > 3:
+                    return layer(x)
+        layer = layers.Conv2D(self.filters(), size, **kwargs)
+        self.shared.append((layer, x.shape[-1]))
+        return layer(x)
+
+    def depthwise(self, x):
+        multiplier, bias = self.pick([1, 2]), self.chance()
+        return layers.DepthwiseConv2D(
+            min(3, *x.shape[1:3]),
+            depth_multiplier=multiplier,
+            use_bias=bias,
+            padding=self.pick(PADDING),
+        )(x)
+
+    def normalise(self, x):
+        return layers.BatchNormalization(scale=self.chance(), center=self.chance())(x)
+
+    def activate(self, x):
+        name = self.pick([*ACTIVATIONS, "prelu", "leaky", "ops.sigmoid", "ops.relu"])
+        if name == "prelu":
+            return layers.PReLU(shared_axes=self.pick([None, [1, 2]]))(x)
+        if name == "leaky":
+            return layers.LeakyReLU()(x)
+        if name.startswith("ops."):
+            return getattr(ops, name[4:])(x)
+        return layers.Activation(name)(x)
+
+    def resample(self, x):
+        small = min(x.shape[1:3]) < 4
+        big = max(x.shape[1:3]) > 12
+        kinds = ["pad", "up"] * (not big) + ["pool", "average", "crop"] * (not small)
+        kind = self.pick([*kinds, "dropout", "scale", "permute"])
+        if kind == "pad":
+            return layers.ZeroPadding2D(1)(x)
+        if kind == "up":
+            return layers.UpSampling2D(2)(x)
+        if kind == "pool":
+            return layers.MaxPooling2D(2)(x)
+        if kind == "average":
+            return layers.AveragePooling2D(2, padding=self.pick(PADDING))(x)
+        if kind == "crop":
+            return layers.Cropping2D(1)(x)
+        if kind == "dropout":
+            return layers.Dropout(0.3)(x)
+        if kind == "scale":
+            return layers.Rescaling(2.0, offset=self.pick([0.0, 0.5]))(x)
+        return layers.Permute((2, 1, 3))(x)
+
+    def arithmetic(self, x):
+        kind = self.pick(["scale", "shift", "divide"])
+        if kind == "scale":
+            return x * 0.5
+        return x + 0.25 if kind == "shift" else x / 2.0
+
+    def join(self, x):
+        alike = [y for y in self.maps if y.shape == x.shape and y is not x]
+        if not alike:
+            alike = [layers.Conv2D(x.shape[-1], 1)(x)]
+        y = self.pick(alike)
+        kind = self.pick(
+            ["add", "multiply", "subtract", "maximum", "minimum", "average", "+", "*"]
+        )
+        if kind == "+":
+            return x + y
+        if kind == "*":
+            return x * y
+        return getattr(layers, kind.title())()([x, y])
+
+    def concatenate(self, x):
+        alike = [y for y in self.maps if y.shape[1:3] == x.shape[1:3]]
+        others = [self.pick(alike) for _ in range(self.pick([1, 2]))]
+        if self.chance():
+            return ops.concatenate([x, *others], axis=-1)
+        return layers.Concatenate()([x, *others])
+
+    def excite(self, x):
+        gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+        gate = layers.Conv2D(2, 1, activation="relu")(gate)
+        gate = layers.Conv2D(x.shape[-1], 1, activation="sigmoid")(gate)
+        return layers.Multiply()([x, gate])
+
+    def spatial_gate(self, x):
+        gate = layers.Conv2D(1, 1, activation="sigmoid")(x)
+        return layers.Multiply()([x, gate])
+
+    def reshape_and_back(self, x):
+        _, height, width, channels = x.shape
+        y = layers.Reshape((height * width, channels))(x)
+        if self.chance():
+            y = layers.Activation("relu")(y)
+        return layers.Reshape((height, width, channels))(y)
+
+    STEPS = (
+        conv,
+        conv,
+        conv,
+        depthwise,
+        normalise,
+        normalise,
+        activate,
+        resample,
+        arithmetic,
+        join,
+        join,
+        concatenate,
+        excite,
+        spatial_gate,
+        reshape_and_back,
+    )
+
+    def vector(self, x):
+        """From a map to a tensor (B, C)."""
+        kind = self.pick(["flatten", "average", "max"])
+        if kind == "flatten":
+            return layers.Flatten()(x)
+        if kind == "average":
+            return layers.GlobalAveragePooling2D()(x)
+        return layers.GlobalMaxPooling2D()(x)
+
+    def build(self):
+        inputs = [keras.Input((8, 8, 3), name="image")]
+        x = layers.Conv2D(4, 3, padding="same")(inputs[0])
+        if self.chance():
+            inputs.append(keras.Input((8, 8, 2), name="other"))
+            x = x + layers.Conv2D(4, 1, activation="tanh")(inputs[1])
+        self.maps.append(x)
+        for _ in range(self.draw(st.integers(2, 8))):
+            # Mostly go on from the last tensor, sometimes branch off.
+            start = self.pick([self.maps[-1], self.maps[-1], *self.maps])
+            self.maps.append(self.pick(self.STEPS)(self, start))
+        head = self.vector(self.maps[-1])
+        if self.chance():
+            head = layers.Dense(4, activation=self.pick(ACTIVATIONS))(head)
+            if self.chance():
+                head = layers.BatchNormalization()(head)
+        outputs = [layers.Dense(3, name="head")(head)]
+        if self.chance():
+            outputs.append(layers.Conv2D(2, 1, name="map")(self.pick(self.maps)))
+        return keras.Model(inputs, outputs)
+
+
+@st.composite
+def models(draw):
+    """A random small convnet of the layers that filterprune knows."""
+    return GraphBuilder(draw).build()

@@ -1,0 +1,87 @@
+"""Random graphs, random gates: masked and compact agree in float64, always."""
+
+import os
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from exactness import check_exact, close_at_random, randomise
+from graphs import models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import filterprune
+from filterprune.channels.groups import study
+
+COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "70"))
+SETTINGS = settings(
+    max_examples=COUNT,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(autouse=True)
+def _double_precision(_fresh_keras):
+    keras.config.set_floatx("float64")
+
+
+@SETTINGS
+@given(models(), st.integers(0, 99))
+def test_wrapped_by_graph(model, seed):
+    """All that is called prunable goes: nothing closed stays."""
+    masked = filterprune.wrap_model(randomise(model, seed))
+    assert filterprune.analyze(masked).barriers == ()
+    if not study(masked).prunable:
+        return
+    close_at_random(masked, seed)
+    check_exact(masked)
+    report = filterprune.analyze(masked)
+    assert all(not group.stays for group in report.groups)
+
+
+@SETTINGS
+@given(models(), st.integers(0, 99))
+def test_wrapped_layer_by_layer_gates_set_by_hand(model, seed):
+    """Every gate for itself, tied or not: what cannot go stays, exactly."""
+    model = randomise(model, seed)
+    masked = keras.models.clone_model(model, clone_function=filterprune.wrap)
+    rng = np.random.default_rng(seed)
+    for call in study(masked).masks:
+        call.mask.gate.assign(rng.integers(0, 2, call.gate.size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", filterprune.PruningWarning)
+        check_exact(masked)
+
+
+@SETTINGS
+@given(models(), st.integers(0, 99))
+def test_only_convolutions_wrapped(model, seed):
+    """Nothing that follows is gated: constants are folded, or the filter stays."""
+    kinds = (keras.layers.Conv2D, keras.layers.Dense)
+
+    def only_makers(layer):
+        return filterprune.wrap(layer) if type(layer) in kinds else copy(layer)
+
+    def copy(layer):
+        if not isinstance(layer, keras.layers.Layer):
+            return layer
+        return type(layer).from_config(layer.get_config())
+
+    masked = keras.models.clone_model(
+        randomise(model, seed), clone_function=only_makers
+    )
+    for source, target in zip(model.weights, _without_gates(masked), strict=True):
+        target.assign(source)
+    rng = np.random.default_rng(seed)
+    for call in study(masked).masks:
+        call.mask.gate.assign(rng.integers(0, 2, call.gate.size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", filterprune.PruningWarning)
+        check_exact(masked)
+
+
+def _without_gates(model):
+    return [w for w in model.weights if w.name != "gate"]
