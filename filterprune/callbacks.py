@@ -6,7 +6,7 @@ import keras
 
 from filterprune import criteria
 from filterprune.errors import PruningWarning
-from filterprune.schedules import Schedule
+from filterprune.schedules import Schedule, Timetable
 from filterprune.selection import Limits, Selector
 
 
@@ -88,13 +88,12 @@ class FilterPruningCallback(keras.callbacks.Callback):
         self.criterion = criterion
         self.limits = Limits(scope, min_filters, round_to)
         self.end_fraction = end_fraction
-        self._selector: Selector | None = None
 
     def on_train_begin(self, logs=None):
         self._selector = Selector(self.model, self.criterion, self.limits)
         self._sparsity = self._selector.sparsity()
-        self._plan = None if self.schedule.end_step is None else self.schedule
-        if self._plan is None and not self.params.get("steps"):
+        self._times: Timetable | None = None
+        if self.schedule.end_step is None and not self.params.get("steps"):
             raise ValueError(
                 "The number of steps of this `fit` is not known, so the schedule "
                 "needs an `end_step`: pass one, or `steps_per_epoch` to `fit`."
@@ -103,16 +102,16 @@ class FilterPruningCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         # Here, not in `on_train_begin`: by now a resumed run is restored.
         step = self._step()
-        if self._plan is None:
-            self._plan = self._with_end(step - epoch * self.params["steps"])
-        self._before = self._ahead = step
-        self._next = self._due_after(step)
-        if self._due_at(step):
+        if self._times is None:
+            self._plan, self._times = self._planned(step, epoch)
+        self._before = step
+        self._next = self._times.after(step)
+        if self._times.due(step):
             self._update(step)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._ahead = self._before + batch + 1
-        if self._next is not None and self._ahead >= self._next:
+        # Reading the optimizer's count is slow: do so only if it can be time.
+        if self._next is not None and self._before + batch + 1 >= self._next:
             step = self._step()
             if step >= self._next:
                 self._update(step)
@@ -125,13 +124,12 @@ class FilterPruningCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         step = self._step()
-        end = step if self._plan is None else self._plan.end_step
-        if step < end:
+        if self._times is not None and step < self._times.end:
             warnings.warn(
                 f"`fit` ended at step {step}, before the pruning schedule ends at "
-                f"step {end}: the sparsity is {self._sparsity:.3f}, and "
-                f"{self._plan(end):.3f} was planned. Train on (a second `fit` "
-                "continues the schedule) or lower `end_step`.",
+                f"step {self._times.end}: the sparsity is {self._sparsity:.3f}, and "
+                f"{self._plan(self._times.end):.3f} was planned. Train on (a second "
+                "`fit` continues the schedule) or lower `end_step`.",
                 PruningWarning,
                 stacklevel=2,
             )
@@ -143,27 +141,17 @@ class FilterPruningCallback(keras.callbacks.Callback):
             sync()
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
-    def _with_end(self, start: int) -> Schedule:
-        """The schedule, ending after a fraction of the steps from `start` on."""
-        total = self.params["epochs"] * self.params["steps"]
-        end = start + max(round(self.end_fraction * total), 1)
-        return self.schedule.with_end(max(end, self.schedule.begin_step + 1))
-
-    def _due_after(self, step: int) -> int | None:
-        """The first step after `step` at which gates are to close."""
-        plan = self._plan
-        if step >= plan.end_step:
-            return None
-        if step < plan.begin_step:
-            return plan.begin_step
-        passed = (step - plan.begin_step) // self.frequency + 1
-        return min(plan.begin_step + passed * self.frequency, plan.end_step)
-
-    def _due_at(self, step: int) -> bool:
-        plan = self._plan
-        on_grid = (step - plan.begin_step) % self.frequency == 0
-        return step >= plan.end_step or (step >= plan.begin_step and on_grid)
+    def _planned(self, step: int, epoch: int) -> tuple[Schedule, Timetable]:
+        """The schedule with its end, and when it is due."""
+        plan = self.schedule
+        end = plan.end_step
+        if end is None:
+            steps = self.params["steps"]
+            total = round(self.end_fraction * self.params["epochs"] * steps)
+            end = max(step - epoch * steps + total, plan.begin_step + 1)
+            plan = plan.with_end(end)
+        return plan, Timetable(plan.begin_step, end, self.frequency)
 
     def _update(self, step: int) -> None:
         self._sparsity = self._selector.update(self._plan(step))
-        self._next = self._due_after(step)
+        self._next = self._times.after(step) if self._times else None

@@ -146,9 +146,9 @@ class _Compactor:
         layer = keras.layers.BatchNormalization(
             axis=axis, epsilon=0.0, trainable=False, name=f"{op.name}_gate"
         )
-        shape = [None] * len(call.outputs[0])
-        shape[axis] = gate.size
-        layer.build(tuple(shape))
+        shape = tuple(gate.size if i == axis else None for i in range(axis + 1))
+        rest = (None,) * (len(call.outputs[0]) - axis - 1)
+        layer.build(shape + rest)
         zeros, ones = np.zeros(gate.size), np.ones(gate.size)
         layer.set_weights([gate, zeros, zeros, ones])
         return layer
@@ -182,7 +182,7 @@ class _Compactor:
         targets = list(new.weights)
         moves = []
         shift = self._fold(call)
-        if id(call.op) in self.needs_bias:
+        if shift is not None and id(call.op) in self.needs_bias:
             targets = [target for target in targets if target is not new.bias]
             new.bias.assign(self.survivors.slice(shift, [call.gate.labels.ravel()]))
         names = {id(getattr(call.op, name)): name for name in axes}
@@ -206,7 +206,7 @@ class _Compactor:
     def _fold(self, call: Call) -> np.ndarray | None:
         """What removed constant channels add to the bias, `(outputs,)`."""
         constants = self.folds.get(id(call.op))
-        if constants is None:
+        if constants is None or call.gate.factor is None:
             return None
         name, out = call.gate.factor
         axes = self.analysis.flow.bindings[id(call.op)].axes[name]

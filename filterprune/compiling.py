@@ -42,7 +42,7 @@ def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> Non
 
 
 def _carry(old, new, pairs, count: int, survivors: Survivors) -> None:
-    slots = set()
+    slots: set[int] = set()
     for name, old_list in vars(old).items():
         new_list = getattr(new, name, None)
         if not _is_slots(old_list, count) or new_list is None:

@@ -109,9 +109,10 @@ class Report:
             box=box.SIMPLE_HEAD,
             title_justify="left",
         )
-        for name in ("layers", "size", "alive", "prunable"):
-            justify = "right" if name in ("size", "alive") else "left"
-            groups.add_column(name, justify=justify, overflow="fold")
+        groups.add_column("layers", overflow="fold")
+        groups.add_column("size", justify="right")
+        groups.add_column("alive", justify="right")
+        groups.add_column("prunable", overflow="fold")
         for group in self.groups:
             words = "yes" if group.prunable else f"no: {group.reason}"
             words += "".join(f"; some stay: {reason}" for reason in group.stays)

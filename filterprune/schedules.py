@@ -32,8 +32,8 @@ class Schedule:
     and `end_step` (`None` if it is left to the callback) and `get_config`.
     """
 
-    begin_step: int = 0
-    end_step: int | None = None
+    begin_step: int
+    end_step: int | None
 
     def __call__(self, step: int) -> float:
         """The sparsity at `step`, a fraction in [0, 1)."""
@@ -41,10 +41,14 @@ class Schedule:
 
     def with_end(self, end_step: int) -> "Schedule":
         """The same schedule with `end_step` filled in."""
-        return dataclasses.replace(self, end_step=end_step)
+        return type(self).from_config({**self.get_config(), "end_step": end_step})
 
     def get_config(self) -> dict:
-        return dataclasses.asdict(self)
+        """The arguments that make an equal schedule."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> "Schedule":
@@ -154,8 +158,38 @@ class ConstantSparsity(Schedule):
         _check_step("begin_step", self.begin_step)
 
     @property
-    def end_step(self) -> int:
+    def end_step(self) -> int:  # type: ignore[override]
+        """The step at which all is done: the first."""
         return self.begin_step
 
     def __call__(self, step: int) -> float:
         return self.final_sparsity if step >= self.begin_step else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """At which steps gates are to close: a grid, and the last step exactly.
+
+    Args:
+        begin: the first step.
+        end: the last step.
+        frequency: every how many steps from `begin` on.
+    """
+
+    begin: int
+    end: int
+    frequency: int
+
+    def after(self, step: int) -> int | None:
+        """The first due step after `step`, or None if there is none."""
+        if step >= self.end:
+            return None
+        if step < self.begin:
+            return self.begin
+        passed = (step - self.begin) // self.frequency + 1
+        return min(self.begin + passed * self.frequency, self.end)
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is a due step, or behind the last one."""
+        on_grid = (step - self.begin) % self.frequency == 0
+        return step >= self.end or (step >= self.begin and on_grid)

@@ -99,7 +99,7 @@ class Selector:
         self.analysis = masked_analysis(model)
         self.groups = self.analysis.prunable
         if not self.groups:
-            reasons = sorted({group.reason for group in self.analysis.groups})
+            reasons = sorted({str(group.reason) for group in self.analysis.groups})
             raise ValueError(
                 f"Nothing in the model '{model.name}' can be pruned: "
                 + "; ".join(reasons[:5])

@@ -23,8 +23,8 @@ def test_polynomial_decay_follows_its_formula(initial, final, begin, end, power)
     found = [schedule(int(step)) for step in steps]
     expected = by_hand(steps, initial, final, begin, end, power)
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
-    assert all(value == initial for value in found[: begin + 1])
-    assert all(value == final for value in found[end:])  # exactly, not nearly
+    assert found[: begin + 1] == pytest.approx([initial] * (begin + 1))
+    assert found[end:] == [final] * 5  # exactly, not nearly
 
 
 @pytest.mark.parametrize("final", [0.1, 1 / 3, 0.7, 0.999])

@@ -228,6 +228,7 @@ class TestClosedStaysClosed:
         before = closed(masked)
         filterprune.prune(masked, 0.4, scope="layer", round_to=4)
         assert reopened(before, closed(masked)) == set()
+        assert all(count % 4 == 0 for count in open_counts(masked).values())
 
 
 def test_selector_serves_a_training_loop_of_ones_own():

@@ -93,7 +93,7 @@ class Call:
     node: Node
     path: str
     inputs: tuple[Channels, ...]
-    gate: Gate | None = None
+    gate: Gate = None  # type: ignore[assignment]  # None if it has none
     products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
 
     @property
@@ -333,7 +333,7 @@ def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
     """Fix all that a call reads and makes, and all labels its rule made."""
     table = call.flow.table
     call.flow.bindings.pop(id(call.op), None)
-    call.gate = None
+    call.gate = None  # type: ignore[assignment]
     call.products.clear()
     call.flow.steps[:] = [s for s in call.flow.steps if s.call is not call]
     call.flow.barriers[call.path] = f"{describe(call.op)}: {reason}"

@@ -63,7 +63,7 @@ class Analysis:
     @functools.cached_property
     def makers(self) -> list[Call]:
         """One call for every layer that makes channels, in graph order."""
-        found = {}
+        found: dict[int, Call] = {}
         for call in self.flow.calls:
             if call.gate is not None and call.gate.makes:
                 found.setdefault(id(call.op), call)
@@ -72,7 +72,7 @@ class Analysis:
     @functools.cached_property
     def masks(self) -> list[Call]:
         """One call for every masked layer, in graph order."""
-        found = {}
+        found: dict[int, Call] = {}
         for call in self.flow.calls:
             if call.mask is not None and call.gate is not None:
                 found.setdefault(id(call.mask), call)

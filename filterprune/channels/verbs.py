@@ -241,7 +241,7 @@ def same(
     to = axis if to is None else to
     if elementwise and not weights:
         labels = x.labels
-        read = made = None
+        read = made = np.zeros(0, int)
         to = _gated_axis(call, x)
         _resize(resize, {})
     else:
@@ -277,7 +277,7 @@ def same(
                 return [value]
             vector = _vector(value, axis, x.size(axis))
             return [_spread(np.repeat(vector, repeat), len(shape), to)]
-        if elementwise and read is None:
+        if not read.size:
             return [_elementwise(call, x, value)]
         vector = _vector(value, axis, x.size(axis))
         if valuation.hypothetical and weights:

@@ -1,0 +1,308 @@
+"""`FilterPruningCallback` in real fits, on real handwritten digits."""
+
+import builders
+import keras
+import numpy as np
+import pytest
+from builders import closed
+
+import filterprune
+from filterprune import ConstantSparsity, FilterPruningCallback, PolynomialDecay
+
+BATCH = 32
+X, Y = builders.digits(8 * BATCH)  # 8 steps an epoch
+FILTERS = 8 + 16 + 16  # of `builders.plain`
+
+
+class Recorder(keras.callbacks.Callback):
+    """Notes after every batch the step, the fraction of closed gates, the gates."""
+
+    def on_train_begin(self, logs=None):
+        self.steps, self.sparsity, self.gates = [], [], []
+        self.at_first_batch = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.at_first_batch is None:
+            self.at_first_batch = closed(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        gates = closed(self.model)
+        makers = [v for k, v in gates.items() if not k.endswith(("_bn", "_sigmoid"))]
+        self.steps.append(int(self.model.optimizer.iterations.numpy()))
+        self.sparsity.append(float(np.mean(sum(makers, []))))
+        self.gates.append(gates)
+
+    def reached(self, sparsity):
+        """The first step after which the model is so sparse."""
+        return next(
+            step
+            for step, found in zip(self.steps, self.sparsity, strict=True)
+            if found == pytest.approx(sparsity)
+        )
+
+
+def digits_net(name="plain", **kwargs):
+    model = builders.BUILDERS[name]()
+    return builders.compiled(filterprune.wrap_model(model), **kwargs)
+
+
+def fit(masked, schedule, epochs=1, also=(), **kwargs):
+    """Fit on the digits; the `History` and what a `Recorder` noted."""
+    recorder = Recorder()
+    options = {"batch_size": BATCH, "epochs": epochs, "verbose": 0}
+    options |= {key: kwargs.pop(key) for key in ("initial_epoch",) if key in kwargs}
+    callback = FilterPruningCallback(schedule, **kwargs)
+    callbacks = [callback, recorder, *also]
+    return masked.fit(X, Y, callbacks=callbacks, **options), recorder
+
+
+@pytest.mark.parametrize("executions", [1, 4])
+@pytest.mark.parametrize("frequency", [1, 3, 7, 100])
+def test_final_sparsity_is_reached_exactly_at_the_end(frequency, executions):
+    masked = digits_net(steps_per_execution=executions)
+    schedule = PolynomialDecay(final_sparsity=0.5, begin_step=2, end_step=13)
+    history, seen = fit(masked, schedule, epochs=2, frequency=frequency)
+    end = next(step for step in seen.steps if step >= 13)
+    assert end == 13 + (-13) % executions
+    assert seen.reached(0.5) <= end
+    assert seen.sparsity[seen.steps.index(end)] == 0.5
+    assert seen.sparsity[-1] == 0.5
+    if frequency == 100:
+        assert seen.reached(0.5) == end
+    assert history.history["sparsity"][-1] == 0.5
+
+
+@pytest.mark.parametrize("frequency", [1, 3, 5])
+def test_sparsity_follows_the_schedule_at_every_step(frequency):
+    schedule = PolynomialDecay(0.1, 0.6, begin_step=2, end_step=13)
+    _, seen = fit(digits_net(), schedule, epochs=2, frequency=frequency)
+    assert seen.steps == list(range(1, 17))
+    for step, found in zip(seen.steps, seen.sparsity, strict=True):
+        due = [s for s in range(2, step + 1) if (s - 2) % frequency == 0 or s >= 13]
+        expected = schedule(due[-1]) if due else 0.0
+        assert abs(found - expected) <= 0.5 / FILTERS + 1e-9, step
+
+
+def test_sparsity_is_in_the_history_and_rises():
+    schedule = PolynomialDecay(final_sparsity=0.5, end_step=20)
+    history, seen = fit(digits_net(), schedule, epochs=3, frequency=2)
+    found = history.history["sparsity"]
+    assert len(found) == 3
+    assert found == sorted(found)
+    assert 0 < found[0] < found[1] < found[2] == 0.5
+    assert found == [seen.sparsity[step - 1] for step in (8, 16, 24)]
+    assert len(history.history["loss"]) == 3
+
+
+def test_it_trains_while_it_prunes():
+    masked = digits_net()
+    schedule = PolynomialDecay(final_sparsity=0.3, end_step=40)
+    history, _ = fit(masked, schedule, epochs=12, frequency=5)
+    assert history.history["accuracy"][-1] > 0.6 > history.history["accuracy"][0]
+    small = filterprune.compact(masked)
+    assert small.count_params() < masked.count_params()
+    expected = masked.evaluate(X, Y, verbose=0)
+    np.testing.assert_allclose(small.evaluate(X, Y, verbose=0), expected, rtol=1e-3)
+
+
+def test_gates_of_tied_layers_agree():
+    _, seen = fit(
+        digits_net("residual"),
+        PolynomialDecay(final_sparsity=0.5, end_step=7),
+        frequency=2,
+    )
+    for gates in seen.gates:
+        assert gates["stem"] == gates["outer"]
+        assert gates["stem"] == gates["stem_bn"] == gates["outer_bn"]
+        assert gates["inner"] == gates["inner_bn"]
+    assert any(seen.gates[-1]["stem"])
+
+
+def test_closed_gates_stay_closed():
+    rng = np.random.default_rng(0)  # which filter is dear changes all the time
+    _, seen = fit(
+        digits_net(),
+        PolynomialDecay(final_sparsity=0.8, end_step=14),
+        epochs=2,
+        frequency=1,
+        criterion=lambda kernel: rng.random(kernel.shape[1]),
+    )
+    flat = np.array([np.concatenate(list(gates.values())) for gates in seen.gates])
+    assert (flat[1:] >= flat[:-1]).all()
+    assert seen.sparsity[-1] == pytest.approx(0.8)
+
+
+def test_gates_that_were_closed_before_stay_closed():
+    masked = digits_net()
+    filterprune.prune(masked, 0.3)
+    before = closed(masked)
+    _, seen = fit(masked, PolynomialDecay(0.0, 0.5, end_step=7), frequency=2)
+    for gates in [seen.at_first_batch, *seen.gates]:
+        for path, old in before.items():
+            assert np.array(gates[path])[old].all()
+    assert seen.sparsity[-1] == 0.5
+
+
+def test_a_second_fit_continues_the_schedule():
+    masked = digits_net()
+    schedule = PolynomialDecay(final_sparsity=0.5, end_step=12)
+    with pytest.warns(filterprune.PruningWarning):
+        _, first = fit(masked, schedule, frequency=5)
+    assert first.steps[-1] == 8
+    assert first.sparsity[-1] == pytest.approx(schedule(5), abs=0.5 / FILTERS)
+    _, second = fit(masked, schedule, frequency=5)
+    assert second.steps[0] == 9
+    assert min(second.sparsity) >= first.sparsity[-1]
+    assert second.reached(0.5) == 12
+
+
+def test_a_fit_after_the_end_changes_no_gate():
+    masked = digits_net("residual")
+    schedule = PolynomialDecay(final_sparsity=0.5, end_step=7)
+    fit(masked, schedule, frequency=2)
+    before = closed(masked)
+    history, seen = fit(masked, schedule, frequency=2)
+    assert all(gates == before for gates in [seen.at_first_batch, *seen.gates])
+    assert history.history["sparsity"] == pytest.approx([0.5])
+
+
+class Crash(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_interrupted_is_resumed(tmp_path):
+    schedule = PolynomialDecay(final_sparsity=0.5, end_step=13)
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(digits_net(), schedule, 2, [backup, Crash()], frequency=5)
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    history, seen = fit(digits_net(), schedule, 2, [backup], frequency=5)
+    assert seen.steps == list(range(9, 17))
+    assert any(map(any, seen.at_first_batch.values()))
+    assert seen.reached(0.5) == 13
+    assert history.history["sparsity"] == [0.5]
+
+
+class TestEndLeftOut:
+    @pytest.mark.parametrize(("fraction", "end"), [(0.6, 10), (1.0, 16), (0.01, 1)])
+    def test_it_is_a_fraction_of_the_steps(self, fraction, end):
+        _, seen = fit(
+            digits_net(),
+            PolynomialDecay(final_sparsity=0.5),
+            epochs=2,
+            frequency=100,
+            end_fraction=fraction,
+        )
+        assert seen.reached(0.5) == end
+
+    def test_it_is_no_sooner_than_the_beginning(self):
+        schedule = PolynomialDecay(final_sparsity=0.5, begin_step=7)
+        _, seen = fit(digits_net(), schedule, end_fraction=0.5)
+        assert seen.reached(0.5) == 8
+
+    def test_a_second_fit_has_an_end_of_its_own(self):
+        masked = digits_net()
+        fit(masked, PolynomialDecay(final_sparsity=0.3), frequency=100)
+        _, seen = fit(masked, PolynomialDecay(final_sparsity=0.5), frequency=100)
+        assert seen.reached(0.5) == 8 + 5
+
+    def test_it_needs_to_know_the_steps(self):
+        def endless():
+            while True:
+                yield X[:BATCH], Y[:BATCH]
+
+        masked = digits_net()
+        callback = FilterPruningCallback(PolynomialDecay(final_sparsity=0.5))
+        masked.fit(endless(), steps_per_epoch=2, callbacks=[callback], verbose=0)
+        stream = (batch for _, batch in zip(range(3), endless()))
+        with pytest.raises(ValueError, match="end_step.*steps_per_epoch"):
+            masked.fit(stream, callbacks=[callback], verbose=0)
+
+
+@pytest.mark.parametrize("begin", [0, 5])
+def test_constant_sparsity_closes_at_once(begin):
+    schedule = ConstantSparsity(0.5, begin_step=begin)
+    _, seen = fit(digits_net(), schedule)
+    expected = [0.0] * (begin - 1) + [0.5] * (8 - max(begin - 1, 0))
+    assert seen.sparsity == expected
+    assert any(map(any, seen.at_first_batch.values())) == (begin == 0)
+
+
+def test_ending_too_early_is_warned_of_with_figures():
+    schedule = PolynomialDecay(final_sparsity=0.75, end_step=500)
+    with pytest.warns(filterprune.PruningWarning) as caught:
+        _, seen = fit(digits_net(), schedule, frequency=2)
+    (warning,) = [w for w in caught if w.category is filterprune.PruningWarning]
+    message = str(warning.message)
+    for figure in ("step 8", "step 500", f"{seen.sparsity[-1]:.3f}", "0.750"):
+        assert figure in message
+    assert "end_step" in message
+
+
+def test_ending_in_time_is_not_warned_of(recwarn):
+    fit(digits_net(), PolynomialDecay(final_sparsity=0.5, end_step=8))
+    assert not [w for w in recwarn if w.category is filterprune.PruningWarning]
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_round_to_and_min_filters_hold_at_every_step(scope):
+    schedule = PolynomialDecay(final_sparsity=0.95, end_step=7)
+    options = {"frequency": 1, "scope": scope}
+    _, seen = fit(digits_net(), schedule, round_to=4, min_filters=3, **options)
+    counts = [[g.count(False) for g in gates.values()] for gates in seen.gates]
+    assert all(count % 4 == 0 for at_step in counts for count in at_step)
+    assert min(counts[-1]) == max(counts[-1]) == 4
+    _, seen = fit(digits_net(), schedule, min_filters=3, **options)
+    assert [g.count(False) for g in seen.gates[-1].values()] == [3] * 6
+
+
+def test_scope_layer_prunes_all_groups_alike():
+    schedule = PolynomialDecay(final_sparsity=0.25, end_step=7)
+    _, seen = fit(digits_net(), schedule, scope="layer")
+    gates = seen.gates[-1]
+    assert [sum(gates[name]) for name in ("conv1", "conv2", "hidden")] == [2, 4, 4]
+
+
+def test_models_wrapped_layer_by_layer_are_pruned_too():
+    masked = builders.compiled(builders.clone(builders.plain()))
+    schedule = PolynomialDecay(final_sparsity=0.5, end_step=7)
+    history, seen = fit(masked, schedule)
+    assert history.history["sparsity"] == [0.5]
+    assert not any(seen.gates[-1]["head"])
+
+
+def test_mixed_precision_reaches_the_end_as_well():
+    keras.config.set_dtype_policy("mixed_float16")
+    masked = digits_net()
+    keras.config.set_dtype_policy("float32")
+    schedule = PolynomialDecay(final_sparsity=0.5, end_step=7)
+    history, _ = fit(masked, schedule, frequency=3)
+    assert history.history["sparsity"] == [0.5]
+
+
+def test_validation_and_early_stopping_go_along():
+    masked = digits_net()
+    stop = keras.callbacks.EarlyStopping("sparsity", mode="max", patience=1)
+    callback = FilterPruningCallback(PolynomialDecay(final_sparsity=0.5, end_step=7))
+    history = masked.fit(
+        X,
+        Y,
+        batch_size=BATCH,
+        epochs=9,
+        validation_split=0.125,
+        callbacks=[callback, stop],
+        verbose=0,
+    )
+    assert history.history["sparsity"] == [0.5, 0.5]
+    assert "val_loss" in history.history
+
+
+def test_the_callback_can_be_used_again_for_another_model():
+    schedule = PolynomialDecay(final_sparsity=0.5)
+    callback = FilterPruningCallback(schedule, frequency=100)
+    for _ in range(2):
+        masked = digits_net()
+        masked.fit(X, Y, batch_size=BATCH, callbacks=[callback], verbose=0)
+        assert filterprune.selection.Selector(masked).sparsity() == 0.5
