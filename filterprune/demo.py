@@ -187,6 +187,13 @@ def check_packages() -> None:
         )
 
 
+def make_folder(path) -> pathlib.Path:
+    """The directory of a path, absolute; made if it is not there."""
+    folder = pathlib.Path(path).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def load_digits(train: int = 4000, test: int = 1000, seed: int = 0):
     """Real digits: a part of MNIST, shuffled, each digit equally frequent.
 
@@ -296,8 +303,7 @@ def run(seed=0, output=None, quick=False, console=None) -> DemoResult:
     start = time.perf_counter()
     check_packages()
     keras.utils.set_random_seed(seed)
-    folder = pathlib.Path(FOLDER if output is None else output).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(FOLDER if output is None else output)
     plan = _QUICK if quick else _FULL
     with _Progress(console, plan.steps * sum(plan.epochs)) as progress:
         progress.say("Loading digits")

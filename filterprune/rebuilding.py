@@ -8,6 +8,7 @@ import keras
 
 from filterprune.channels.trace import (
     Graph,
+    copy_object,
     copy_operation,
     has_functional_constructor,
     is_graph,
@@ -20,13 +21,19 @@ def copy_layer(layer, **config):
     """A fresh layer with the config of `layer`, some entries changed.
 
     Args:
-        layer: any layer that round-trips through its config.
+        layer: any layer. It must round-trip through its config if entries are
+            to be changed.
         **config: entries that replace those of `layer.get_config()`.
 
     Returns:
-        The new layer. It is not built, unless Keras builds it when made.
+        The new layer. It may be built already, and have the same weights.
     """
-    return type(layer).from_config({**layer.get_config(), **config})
+    try:
+        return type(layer).from_config({**layer.get_config(), **config})
+    except Exception:
+        if config and config != {"name": layer.name}:
+            raise
+        return copy_object(layer)
 
 
 def build_alike(layer, new) -> None:
@@ -92,17 +99,20 @@ class Rebuilder:
             self._afters[id(op)] = self.after(op)
         return self.made[id(op)]
 
-    def _input(self, tensor):
-        return keras.Input(
-            batch_shape=self.shape(tensor),
-            dtype=tensor.dtype,
-            name=tensor.name,
-            sparse=tensor.sparse,
-        )
+    def _inputs(self, graph: Graph) -> list:
+        return [
+            keras.Input(
+                batch_shape=self.shape(tensor),
+                dtype=tensor.dtype,
+                name=name,
+                sparse=tensor.sparse,
+            )
+            for tensor, name in zip(graph.inputs, graph.input_names, strict=True)
+        ]
 
     def _rebuild_sequential(self, model):
         new = keras.Sequential(name=model.name, trainable=model.trainable)
-        new.add(self._input(trace(model).inputs[0]))
+        new.add(self._inputs(trace(model))[0])
         for layer in model.layers:
             new.add(self._op(layer))
             if self._afters[id(layer)] is not None:
@@ -110,9 +120,10 @@ class Rebuilder:
         return new
 
     def _rebuild_functional(self, graph: Graph):
-        tensors: dict[int, Any] = {}
-        for tensor in graph.inputs:
-            tensors[id(tensor)] = self._input(tensor)
+        tensors: dict[int, Any] = {
+            id(old): fresh
+            for old, fresh in zip(graph.inputs, self._inputs(graph), strict=True)
+        }
         for node in graph.nodes:
             op = self._op(node.op)
             args, kwargs = self.arguments(node.op, *node.fill(tensors))

@@ -288,7 +288,9 @@ class TestWrapModelGates:
         x = layers.Conv2D(4, 3, data_format="channels_first", name="conv")(inputs)
         x = layers.Activation("sigmoid", name="act")(x)
         x = layers.GlobalAveragePooling2D(data_format="channels_first")(x)
-        masked = filterprune.wrap_model(keras.Model(inputs, layers.Dense(2, name="head")(x)))
+        masked = filterprune.wrap_model(
+            keras.Model(inputs, layers.Dense(2, name="head")(x))
+        )
         assert masked.get_layer("act").gate.shape == (4,)
         builders.close(masked.get_layer("act"), 1)
         part = keras.Model(masked.input, masked.get_layer("act").output)

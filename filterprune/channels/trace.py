@@ -4,7 +4,8 @@ Keras publishes no way to walk the calls of a functional model. What is used
 here, and nothing else: `Functional` (the class behind `keras.Model(x, y)`),
 its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
-`Sequential._functional` and `Operation._inbound_nodes`, `_outbound_nodes`.
+`Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
+and `_outbound_nodes`, `Layer._flatten_layers` and `Variable._path`.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -46,6 +47,7 @@ class Graph:
     nodes: tuple[Node, ...]
     input_struct: Any
     output_struct: Any
+    input_names: tuple[str, ...]
     output_names: tuple[str, ...]
 
 
@@ -119,6 +121,7 @@ def trace(model) -> Graph:
         tuple(nodes),
         function._inputs_struct,
         function._outputs_struct,
+        tuple(tensor._keras_history.operation.name for tensor in function.inputs),
         tuple(function.output_names),
     )
 
@@ -154,4 +157,45 @@ def copy_operation(op, **changes):
     fresh = copy.copy(op)
     fresh.__dict__ = {**op.__dict__, "_inbound_nodes": [], "_outbound_nodes": []}
     fresh.__dict__.update(changes)
+    return fresh
+
+
+def copy_object(layer):
+    """A copy of a layer that does not round-trip through its config.
+
+    Every attribute is copied deeply, variables and layers in it included, but
+    the graph that the layer stands in is left behind.
+
+    Args:
+        layer: any layer.
+
+    Returns:
+        A layer of the same class and state that shares no variable with it.
+    """
+    memo: dict[int, Any] = {}
+    inner = layer._flatten_layers()
+    for part in inner:
+        memo[id(part)] = object.__new__(type(part))
+        for name in ("_inbound_nodes", "_outbound_nodes"):
+            memo[id(getattr(part, name))] = []
+        for variable in part.variables:
+            if id(variable) not in memo:
+                memo[id(variable)] = _copy_variable(variable)
+    for part in inner:
+        fresh = memo[id(part)]
+        for key, value in vars(part).items():
+            object.__setattr__(fresh, key, copy.deepcopy(value, memo))
+    return memo[id(layer)]
+
+
+def _copy_variable(variable):
+    fresh = keras.Variable(
+        keras.ops.convert_to_numpy(variable),
+        trainable=variable.trainable,
+        dtype=variable.dtype,
+        name=variable.name,
+    )
+    fresh._path = variable._path
+    for name in ("regularizer", "constraint"):
+        setattr(fresh, name, getattr(variable, name, None))
     return fresh

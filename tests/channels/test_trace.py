@@ -1,0 +1,90 @@
+"""Fails loudly when Keras changes the private names that `trace` reads."""
+
+import keras
+import pytest
+from keras import layers
+
+from filterprune.channels.trace import (
+    check_model,
+    copy_operation,
+    has_functional_constructor,
+    is_graph,
+    is_keras_operation,
+    trace,
+)
+
+
+@pytest.fixture
+def model():
+    x = keras.Input((4, 4, 3), name="image")
+    conv = layers.Conv2D(3, 1, name="conv")
+    y = conv(x) + conv(conv(x)) * 2.0
+    return keras.Model(x, {"out": layers.Flatten(name="flat")(y)})
+
+
+def test_private_names_are_there(model):
+    node = next(iter(model._nodes_by_depth.values()))[0]
+    for name in ("operation", "arguments", "outputs", "is_input"):
+        assert hasattr(node, name), f"Keras' Node lost `{name}`"
+    for name in ("args", "kwargs", "keras_tensors"):
+        assert hasattr(node.arguments, name), f"SymbolicArguments lost `{name}`"
+    for name in ("_inputs_struct", "_outputs_struct"):
+        assert hasattr(model, name), f"Keras' Functional lost `{name}`"
+    assert hasattr(keras.Sequential(), "_functional")
+    assert hasattr(layers.Dense(1), "_inbound_nodes")
+    assert hasattr(layers.Dense(1), "_outbound_nodes")
+
+
+def test_every_call_is_read_once_and_in_order(model):
+    graph = trace(model)
+    names = [node.op.name for node in graph.nodes]
+    assert names.count("conv") == 3
+    assert names[-1] == "flat"
+    known = {id(tensor) for tensor in graph.inputs}
+    for node in graph.nodes:
+        assert {id(tensor) for tensor in node.inputs} <= known
+        known |= {id(tensor) for tensor in node.outputs}
+    assert graph.output_names == ("flat",)
+
+
+def test_operations_are_told_from_layers(model):
+    ops = [node.op for node in trace(model).nodes]
+    assert {type(op).__name__ for op in ops if is_keras_operation(op)} == {
+        "Add",
+        "Multiply",
+    }
+
+
+def test_a_copied_operation_is_outside_every_graph(model):
+    op = next(node.op for node in trace(model).nodes if is_keras_operation(node.op))
+    calls = len(op._inbound_nodes)
+    fresh = copy_operation(op)
+    fresh(keras.Input((2,)), keras.Input((2,)))
+    assert len(op._inbound_nodes) == calls
+    assert type(fresh) is type(op)
+
+
+def test_what_is_a_graph(model):
+    assert is_graph(model)
+    assert is_graph(keras.Sequential([keras.Input((2,)), layers.Dense(1)]))
+    assert not is_graph(keras.Sequential([layers.Dense(1)]))
+    assert not is_graph(layers.Dense(1))
+
+
+def test_functional_subclass_is_rebuilt_as_its_class():
+    class Plain(keras.Model):
+        pass
+
+    class Other(keras.Model):
+        def __init__(self, width):
+            x = keras.Input((2,))
+            super().__init__(x, layers.Dense(width)(x))
+
+    x = keras.Input((2,))
+    assert has_functional_constructor(Plain(x, layers.Dense(1)(x)))
+    assert not has_functional_constructor(Other(3))
+
+
+def test_only_models_pass_the_check():
+    with pytest.raises(TypeError, match="Keras model"):
+        check_model(layers.Dense(1))

@@ -1,0 +1,266 @@
+"""What compact promises: exact, plain, whole, and plain words where it cannot."""
+
+import keras
+import numpy as np
+import pytest
+from exactness import check_exact, close_at_random, difference, randomise
+from keras import layers
+
+import filterprune
+
+
+def gate_of(masked, name):
+    return masked.get_layer(name).gate
+
+
+def close(masked, name, *channels):
+    gate = keras.ops.convert_to_numpy(gate_of(masked, name)).copy()
+    gate[list(channels)] = 0
+    gate_of(masked, name).assign(gate)
+
+
+def only(*names):
+    """A clone function that masks the named layers and copies the rest."""
+
+    def clone(layer):
+        if layer.name in names:
+            return filterprune.wrap(layer)
+        return type(layer).from_config(layer.get_config())
+
+    return clone
+
+
+def wrap_only(model, *names):
+    masked = keras.models.clone_model(model, clone_function=only(*names))
+    targets = [weight for weight in masked.weights if weight.name != "gate"]
+    for weight, target in zip(model.weights, targets, strict=True):
+        target.assign(weight)
+    return masked
+
+
+def stack(padding="same", size=3, use_bias=True, follower=None):
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(6, 3, padding="same", name="first")(x)
+    y = follower(y) if follower else y
+    y = layers.Conv2D(4, size, padding=padding, use_bias=use_bias, name="second")(y)
+    y = layers.GlobalAveragePooling2D()(y)
+    return randomise(keras.Model(x, layers.Dense(2, name="head")(y)))
+
+
+def residual():
+    x = keras.Input((6, 6, 3))
+    a = layers.Conv2D(6, 3, padding="same", name="a")(x)
+    b = layers.Conv2D(6, 3, padding="same", name="b")(a)
+    y = layers.Add(name="add")([a, b])
+    y = layers.Conv2D(3, 3, name="c")(y)
+    return randomise(keras.Model(x, layers.Flatten(name="out")(y)))
+
+
+class TestConstants:
+    """Only the convolution is masked: what follows makes a constant of zero."""
+
+    @pytest.mark.parametrize("use_bias", [True, False])
+    @pytest.mark.parametrize(
+        ("padding", "size"), [("valid", 3), ("same", 1), ("valid", 1)]
+    )
+    def test_a_constant_is_folded_into_the_bias(self, padding, size, use_bias):
+        model = stack(padding, size, use_bias, layers.BatchNormalization())
+        masked = wrap_only(model, "first")
+        close(masked, "first", 0, 3)
+        small = check_exact(masked)
+        assert small.get_layer("first").filters == 4
+        assert small.get_layer("second").use_bias
+
+    def test_a_constant_before_zero_padding_stays_and_is_explained(self):
+        model = stack("same", 3, True, layers.BatchNormalization(name="norm"))
+        masked = wrap_only(model, "first")
+        close(masked, "first", 0, 3)
+        with pytest.warns(filterprune.PruningWarning, match="`norm`.*`second`"):
+            small = filterprune.compact(masked)
+        assert small.get_layer("first").filters == 6
+        assert difference(masked, small) < 1e-5
+        with pytest.warns(filterprune.PruningWarning):
+            filterprune.compact(masked)
+        reason = filterprune.analyze(masked).groups[0].reason
+        assert "`norm`" in reason and "`second`" in reason
+
+    def test_a_masked_follower_makes_it_removable(self):
+        model = stack("same", 3, True, layers.BatchNormalization(name="norm"))
+        masked = wrap_only(model, "first", "norm")
+        close(masked, "first", 0, 3)
+        close(masked, "norm", 0, 3)
+        assert check_exact(masked).get_layer("first").filters == 4
+
+    def test_a_constant_after_a_gap_is_folded_into_dense(self):
+        x = keras.Input((6, 6, 3))
+        y = layers.Conv2D(6, 3, name="first")(x)
+        y = layers.Activation("sigmoid")(y)
+        y = layers.Flatten()(y)
+        model = randomise(keras.Model(x, layers.Dense(2, use_bias=False)(y)))
+        masked = wrap_only(model, "first")
+        close(masked, "first", 1, 2)
+        assert check_exact(masked).get_layer("first").filters == 4
+
+
+class TestBranchesGatedDifferently:
+    def test_only_what_is_closed_in_all_members_goes(self):
+        masked = filterprune.wrap_model(residual())
+        close(masked, "a", 0, 1, 2)
+        close(masked, "b", 2, 3)
+        with pytest.warns(filterprune.PruningWarning, match="3 closed channels stay"):
+            small = filterprune.compact(masked)
+        assert small.get_layer("a").filters == small.get_layer("b").filters == 5
+        assert difference(masked, small) < 1e-5
+
+    def test_a_gate_on_the_output_that_stays_becomes_a_plain_layer(self):
+        x = keras.Input((6, 6, 3))
+        a = layers.Conv2D(6, 1, activation="sigmoid", name="a")(x)
+        b = layers.Conv2D(6, 1, name="b")(x)
+        y = layers.Add()([a, b])
+        model = randomise(keras.Model(x, layers.Conv2D(2, 3)(y)))
+        masked = filterprune.wrap_model(model)
+        close(masked, "a", 0, 1)
+        with pytest.warns(filterprune.PruningWarning):
+            small = filterprune.compact(masked)
+        assert difference(masked, small) < 1e-5
+        gate = small.get_layer("a_gate")
+        assert isinstance(gate, layers.BatchNormalization) and not gate.trainable
+
+    def test_the_same_in_a_sequential_model(self):
+        model = keras.Sequential(
+            [
+                keras.Input((6, 6, 3)),
+                layers.Conv2D(4, 3, activation="sigmoid", name="a"),
+                layers.Lambda(lambda x: x * 2, name="opaque"),
+                layers.Conv2D(2, 3),
+            ]
+        )
+        masked = keras.models.clone_model(model, clone_function=filterprune.wrap)
+        close(masked, "a", 0, 1)
+        with pytest.warns(filterprune.PruningWarning, match="`opaque`"):
+            small = filterprune.compact(masked)
+        assert isinstance(small, keras.Sequential)
+        assert difference(masked, small) < 1e-5
+
+
+class TestFloor:
+    def test_a_layer_closed_altogether_keeps_one_channel(self):
+        masked = filterprune.wrap_model(stack())
+        gate_of(masked, "first").assign(np.zeros(6))
+        with pytest.warns(filterprune.PruningWarning, match="without channels"):
+            small = filterprune.compact(masked)
+        assert small.get_layer("first").filters == 1
+        assert difference(masked, small) < 1e-5
+
+
+class TestPlainAndWhole:
+    def test_same_names_same_class_no_filterprune_inside(self):
+        class MyModel(keras.Model):
+            pass
+
+        base = residual()
+        model = MyModel(base.inputs, base.outputs, name="mine")
+        masked = filterprune.wrap_model(model)
+        close_at_random(masked)
+        small = check_exact(masked)
+        assert type(small) is type(masked) is MyModel
+        assert small.name == "mine"
+        assert [layer.name for layer in small.layers] == [
+            layer.name for layer in model.layers
+        ]
+        modules = {type(layer).__module__.split(".")[0] for layer in small.layers}
+        assert modules == {"keras"}
+
+    def test_neither_model_is_touched(self):
+        model = residual()
+        masked = filterprune.wrap_model(model)
+        close_at_random(masked)
+        before = [weight.numpy().copy() for weight in (*model.weights, *masked.weights)]
+        calls = [len(layer._inbound_nodes) for layer in (*model.layers, *masked.layers)]
+        filterprune.compact(masked)
+        after = [weight.numpy() for weight in (*model.weights, *masked.weights)]
+        for old, new in zip(before, after, strict=True):
+            np.testing.assert_array_equal(old, new)
+        assert calls == [
+            len(layer._inbound_nodes) for layer in (*model.layers, *masked.layers)
+        ]
+
+    def test_structures_of_inputs_and_outputs_are_kept(self):
+        x = {"p": keras.Input((4,), name="p"), "q": keras.Input((4,), name="q")}
+        y = layers.Dense(6)(x["p"]) + layers.Dense(6)(x["q"])
+        model = keras.Model(x, {"one": layers.Dense(2, name="one")(y), "two": y * 1.0})
+        masked = filterprune.wrap_model(randomise(model))
+        assert set(masked.output) == {"one", "two"}
+        side = keras.Model(x, {"one": model.output["one"]})
+        masked = filterprune.wrap_model(side)
+        close_at_random(masked)
+        assert set(check_exact(masked).output) == {"one"}
+
+    def test_frozen_layers_stay_frozen(self):
+        model = residual()
+        model.get_layer("b").trainable = False
+        masked = filterprune.wrap_model(model)
+        close_at_random(masked)
+        small = filterprune.compact(masked)
+        flags = [small.get_layer(name).trainable for name in "abc"]
+        assert flags == [True, False, True]
+
+
+class TestCompileState:
+    @pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "adagrad", "lion"])
+    def test_slots_are_sliced(self, optimizer):
+        masked = trained(optimizer)
+        small = filterprune.compact(masked)
+        assert small.optimizer.iterations.numpy() == 4
+        assert small.optimizer.learning_rate == masked.optimizer.learning_rate
+        slots = [v for v in small.optimizer.variables if len(v.shape) == 4]
+        assert slots and all(np.abs(v.numpy()).sum() > 0 for v in slots)
+
+    @pytest.mark.parametrize(
+        "optimizer", [keras.optimizers.SGD(0.01, momentum=0.9), "adam"]
+    )
+    def test_further_training_gives_the_same_weights(self, optimizer):
+        masked = trained(optimizer)
+        small = filterprune.compact(masked)
+        x, y = data()
+        for model in (masked, small):
+            for _ in range(3):
+                model.train_on_batch(x, y)
+        again = filterprune.compact(masked)
+        for expected, received in zip(again.weights, small.weights, strict=True):
+            np.testing.assert_allclose(expected, received, atol=2e-5)
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(16, 6, 6, 3)), rng.normal(size=(16, 2))
+
+
+def trained(optimizer):
+    masked = filterprune.wrap_model(stack(follower=layers.BatchNormalization()))
+    masked.compile(optimizer, "mse", metrics=["mae"])
+    close_at_random(masked)
+    x, y = data()
+    masked.fit(x, y, batch_size=4, epochs=1, verbose=0, shuffle=False)
+    return masked
+
+
+class TestVerification:
+    def test_a_wrong_rule_is_caught_and_the_layer_named(self, monkeypatch):
+        from filterprune.channels import registry
+
+        class Mean(layers.Layer):
+            def call(self, x):
+                return x - keras.ops.mean(x, axis=-1, keepdims=True)
+
+        monkeypatch.setattr(registry, "_LAYER_RULES", dict(registry._LAYER_RULES))
+        filterprune.rule(Mean)(
+            lambda layer, x: filterprune.channels.same(
+                x, elementwise=True, keeps_zero=True
+            )
+        )
+        masked = filterprune.wrap_model(stack(follower=Mean(name="mean")))
+        close_at_random(masked)
+        with pytest.raises(filterprune.VerificationError, match="layer 'mean'"):
+            filterprune.compact(masked)
+        filterprune.compact(masked, verify=False)
