@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="filterprune",
         description="Structured pruning for Keras: really smaller, faster convnets.",
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {__version__}"
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_demo(verbs)
     return parser

@@ -7,6 +7,7 @@ import numpy as np
 
 from filterprune.channels.flow import Binding, Call
 from filterprune.channels.groups import Analysis
+from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import copy_operation, is_layer
 from filterprune.compiling import Move, compile_alike
@@ -48,6 +49,13 @@ def compact(masked, verify=True):
     """
     analysis = masked_analysis(masked)
     dead, valuation, stays = analysis.decide()
+    for path, count in valuation.conflicts.items():
+        raise ValueError(
+            f"{count} gates of '{path}', which takes statistics over its channels, "
+            "are closed on channels that stay, and no plain layer leaves those out "
+            "of its statistics. Open those gates, or close the channels in every "
+            "layer of their group: `filterprune.prune` and the callback do."
+        )
     survivors = analysis.survivors(dead)
     _warn_of(stays)
     compactor = _Compactor(analysis, survivors, valuation.folds)
@@ -118,6 +126,8 @@ class _Compactor:
     def _arguments(self, op, args, kwargs):
         """The arguments of a call, constant arrays sliced."""
         binding = self._binding(op)
+        if binding is not None and binding.rewrite is not None:
+            args, kwargs = binding.rewrite(self.survivors, args, kwargs)
         if binding is None or not binding.arguments:
             return args, kwargs
 
@@ -135,8 +145,12 @@ class _Compactor:
         return keras.tree.map_structure(switch, (args, kwargs))
 
     def _after(self, op):
-        """A layer that multiplies in the gates that cannot be put in weights."""
+        """What multiplies in the gates that cannot be put in weights."""
         call = self.calls.get(id(op))
+        binding = self._binding(op)
+        if binding is not None and binding.factor is not None:
+            factor = binding.factor(self.survivors)
+            return None if factor == 1 else lambda outputs: outputs * factor
         if call is None or call.mask is None or call.gate is None or call.gate.weights:
             return None
         gate = self._surviving_gate(call)
@@ -185,7 +199,7 @@ class _Compactor:
         if shift is not None and id(call.op) in self.needs_bias:
             targets = [target for target in targets if target is not new.bias]
             new.bias.assign(self.survivors.slice(shift, [call.gate.labels.ravel()]))
-        names = {id(getattr(call.op, name)): name for name in axes}
+        names = {id(weight_of(call.op, name)): name for name in axes}
         for weight, target in zip(call.op.weights, targets, strict=True):
             name = names.get(id(weight), "")
             value = self._gated(call, name, weight)
@@ -215,7 +229,7 @@ class _Compactor:
             for axis, labels in enumerate(axes)
             if labels is not None and axis != out
         ]
-        kernel = self._gated(call, name, getattr(call.op, name)).astype("float64")
+        kernel = self._gated(call, name, weight_of(call.op, name)).astype("float64")
         kernel = np.moveaxis(kernel, (read, out), (-2, -1))
         kernel = kernel.sum(axis=tuple(range(kernel.ndim - 2)))
         groups = constants.size // kernel.shape[0]

@@ -6,6 +6,7 @@ import math
 import keras
 
 from filterprune.channels.groups import Analysis
+from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
 
 
@@ -45,7 +46,9 @@ def layer_costs(analysis: Analysis, survivors: Survivors) -> dict[str, Cost]:
         if not isinstance(call.op, keras.layers.Layer) or not call.op.weights:
             continue
         sizes = _weight_sizes(analysis, call.op, survivors)
-        by_name = {name: sizes[id(getattr(call.op, name))] for name, _ in call.products}
+        by_name = {
+            name: sizes[id(weight_of(call.op, name))] for name, _ in call.products
+        }
         macs = sum(by_name[name] * positions for name, positions in call.products)
         if id(call.op) in counted:  # a shared layer: its weights count once
             path = counted[id(call.op)]
@@ -66,7 +69,9 @@ def _weight_sizes(analysis, op, survivors) -> dict[int, int]:
     binding = analysis.flow.bindings.get(id(op))
     axes = {}
     if binding is not None:
-        axes = {id(getattr(op, name)): labels for name, labels in binding.axes.items()}
+        axes = {
+            id(weight_of(op, name)): labels for name, labels in binding.axes.items()
+        }
     sizes = {}
     for weight in op.weights:
         shape = list(weight.shape)

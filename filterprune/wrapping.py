@@ -10,7 +10,7 @@ from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import layer_rule
 from filterprune.channels.trace import check_model, copy_operation, is_graph, is_layer
 from filterprune.layers.base import Masked, masked_class
-from filterprune.layers.following import MaskedActivation
+from filterprune.layers.normalising import MaskedActivation
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer
 
 
@@ -121,7 +121,7 @@ def _needs_gate(layer) -> bool:
     if shape is None or not layer.built:
         cls = masked_class(type(layer))
         facts = activation_of(layer)
-        idle = cls is MaskedActivation and (facts.keeps_zero or not facts.elementwise)
+        idle = cls is MaskedActivation and facts.keeps_zero
         return cls is not None and not idle
     try:
         gate = gate_of(layer, shape)

@@ -122,7 +122,7 @@ def depthwise():
 
 def shared():
     """One convolution called on two inputs, and one that reads its own kind."""
-    left, right = keras.Input((8, 8, 2), name="left"), keras.Input((8, 8, 2))
+    left, right = (keras.Input((8, 8, 2), name=name) for name in ("left", "right"))
     tower = layers.Conv2D(8, 3, padding="same", activation="relu", name="tower")
     again = layers.Conv2D(8, 3, padding="same", activation="relu", name="again")
     a, b = again(again(tower(left))), again(tower(right))

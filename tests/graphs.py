@@ -146,7 +146,68 @@ class GraphBuilder:
             y = layers.Activation("relu")(y)
         return layers.Reshape((height, width, channels))(y)
 
+    def normalise_across(self, x):
+        kind = self.pick(["layer", "group", "rms", "unit", "softmax"])
+        if kind == "layer":
+            axis = self.pick([-1, [1, 2, 3]])
+            return layers.LayerNormalization(axis, scale=self.chance())(x)
+        if kind == "group":
+            even = x.shape[-1] % 2 == 0
+            return layers.GroupNormalization(self.pick([1, -1, *[2] * even]))(x)
+        if kind == "rms":
+            return layers.RMSNormalization()(x)
+        if kind == "unit":
+            return layers.UnitNormalization()(x)
+        return layers.Softmax(axis=self.pick([-1, 1]))(x)
+
+    def move(self, x):
+        _, height, width, channels = x.shape
+        kind = self.pick(["split", "slice", "flip", "roll", "shuffle", "take", "stack"])
+        if kind == "split" and channels % 2 == 0:
+            first, second = ops.split(x, 2, axis=-1)
+            return self.pick(
+                [first, first + second, ops.concatenate([second, first], axis=-1)]
+            )
+        if kind == "slice" and channels > 1:
+            return self.pick([x[..., 1:], x[..., : channels // 2], x[:, ::2]])
+        if kind == "flip":
+            return ops.flip(x, axis=self.pick([-1, 1]))
+        if kind == "roll":
+            return ops.roll(x, 1, axis=self.pick([-1, 2]))
+        if kind == "shuffle" and channels % 2 == 0:
+            y = ops.reshape(x, (-1, height, width, 2, channels // 2))
+            y = ops.transpose(y, (0, 1, 2, 4, 3))
+            return ops.reshape(y, (-1, height, width, channels))
+        if kind == "stack":
+            return ops.sum(ops.stack([x, ops.square(x)], axis=1), axis=1)
+        return ops.take(x, [0, channels - 1], axis=-1)
+
+    def reduce(self, x):
+        kind = self.pick(["mean", "max", "sum channels", "mean channels", "pad"])
+        if kind == "mean":
+            return x - ops.mean(x, axis=(1, 2), keepdims=True)
+        if kind == "max":
+            return x * ops.max(x, axis=1, keepdims=True)
+        if kind == "sum channels":
+            return x + ops.sum(x, axis=-1, keepdims=True)
+        if kind == "mean channels":
+            return x * ops.mean(x, axis=-1, keepdims=True)
+        return ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 2)))
+
+    def pixels(self, x):
+        _, height, width, channels = x.shape
+        if channels % 4 == 0 and max(height, width) < 9:
+            return ops.depth_to_space(x, 2)
+        if height % 2 == width % 2 == 0 and channels < 7:
+            return ops.space_to_depth(x, 2)
+        return x
+
     STEPS = (
+        normalise_across,
+        move,
+        move,
+        reduce,
+        pixels,
         conv,
         conv,
         conv,

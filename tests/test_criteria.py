@@ -100,6 +100,6 @@ def test_a_criterion_of_ones_own_sees_each_kernel_as_a_matrix():
 )
 def test_scores_that_are_none_are_refused(bad):
     masked = filterprune.wrap_model(builders.build("plain"))
-    with pytest.raises(ValueError, match="criterion.*8 finite scores.*conv1"):
+    with pytest.raises(ValueError, match=r"criterion.*8 finite scores.*conv1"):
         filterprune.prune(masked, 0.5, criterion=bad)
     assert not any(map(any, builders.closed(masked).values()))

@@ -19,7 +19,9 @@ from filterprune.layers import (
     MaskedConv3D,
     MaskedDense,
     MaskedDepthwiseConv2D,
+    MaskedLayerNormalization,
     MaskedSeparableConv2D,
+    MaskedSoftmax,
 )
 
 # A layer, the shape of its input, and what `wrap` is to make of it.
@@ -35,13 +37,14 @@ WRAPPED = [
     (layers.DepthwiseConv2D(3), (8, 8, 2), MaskedDepthwiseConv2D),
     (layers.Activation("sigmoid"), (8, 8, 2), MaskedActivation),
     (layers.Activation("softplus"), (4,), MaskedActivation),
+    (layers.Activation("softmax"), (4,), MaskedActivation),
+    (layers.Softmax(), (8, 4), MaskedSoftmax),
+    (layers.LayerNormalization(), (8, 4), MaskedLayerNormalization),
     (layers.Rescaling(1.0, offset=0.5), (8, 8, 2), Masked),
 ]
 # Layers that pass a closed channel on as zero, or have no channels to close.
 COPIED = [
     (layers.Activation("relu"), (8, 8, 2)),
-    (layers.Activation("softmax"), (4,)),
-    (layers.Softmax(), (4,)),
     (layers.ReLU(), (8, 8, 2)),
     (layers.MaxPooling2D(), (8, 8, 2)),
     (layers.Dropout(0.5), (4,)),
@@ -89,12 +92,23 @@ def test_wrap_copies_all_other_layers(layer, shape):
     builders.assert_same_outputs(model, copied)
 
 
-@pytest.mark.parametrize("layer", [layers.Dense(4), layers.Conv1D(4, 1)], ids=ids)
-def test_wrap_takes_a_layer_that_is_not_built(layer):
-    masked = filterprune.wrap(layer)
-    assert masked(np.ones((2, 5, 3))).shape == (2, 5, 4)
-    assert masked.gate.shape == (4,)
-    assert not layer.built
+@pytest.mark.parametrize(("layer", "shape", "expected"), WRAPPED, ids=ids)
+def test_wrap_takes_a_layer_built_or_not(layer, shape, expected):
+    for is_built in (False, True):
+        fresh = type(layer).from_config(layer.get_config())
+        if is_built:
+            fresh.build((None, *shape))
+        before = [weight.numpy() for weight in fresh.weights]
+        masked = filterprune.wrap(fresh)
+        assert type(masked) is expected
+        assert masked(np.ones((2, *shape))).shape[0] == 2
+        assert masked.gate.shape == (expected_size(masked, shape),)
+        for old, new in zip(before, fresh.weights, strict=True):
+            np.testing.assert_array_equal(old, new)
+
+
+def expected_size(masked, shape):
+    return masked.compute_output_shape((None, *shape))[-1]
 
 
 def test_wrap_is_a_clone_function_for_an_unbuilt_sequential():
@@ -222,7 +236,7 @@ class Shift(layers.Layer):
 
 @filterprune.rule(Shift)
 def shift(layer, x):
-    return filterprune.channels.same(x, shift="in", gates=("shift",))
+    return filterprune.channels.same(x, shift="in")
 
 
 @pytest.mark.parametrize("wrapper", [clone, filterprune.wrap_model])
@@ -234,7 +248,7 @@ def test_a_layer_of_ones_own_with_a_rule_is_masked(wrapper):
     builders.assert_same_outputs(model, masked)
     assert {"dense", "shift"} <= set(masked_layers(masked))
     builders.close(masked.get_layer("shift"), 2)
-    part = keras.Model(masked.inputs, masked.get_layer("shift").output)
+    part = keras.Model(masked.inputs[0], masked.get_layer("shift").output)
     assert (part(np.ones((1, 4)))[:, 2] == 0).numpy().all()
 
 

@@ -134,6 +134,10 @@ class Binding:
             operation) a function of `count` that gives its new value.
         arguments: for each constant array among the arguments (by its id) the
             labels of its positions.
+        rewrite: a function of `survivors` and the arguments of a call that
+            gives those of the new call; `None` to leave them.
+        factor: a function of `survivors` that gives a number to multiply the
+            output by; `None` for one.
     """
 
     layer: Any
@@ -141,6 +145,8 @@ class Binding:
     axes: dict[str, tuple] = dataclasses.field(default_factory=dict)
     config: dict[str, Callable] = dataclasses.field(default_factory=dict)
     arguments: dict[int, Channels] = dataclasses.field(default_factory=dict)
+    rewrite: Callable | None = None
+    factor: Callable | None = None
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -233,7 +239,7 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
         ValueError: if the layer's outputs cannot be gated.
     """
     x = keras.KerasTensor(input_shape)
-    y = keras.KerasTensor(layer.compute_output_shape(input_shape))
+    y = keras.KerasTensor(layer.compute_output_spec(x).shape)
     result = Flow(layer)
     inputs = (result.pinned(x.shape, "an input"),)
     call = Call(result, layer, mask, Node(layer, (x,), {}, (x,), (y,)), "", inputs)
@@ -302,7 +308,9 @@ def _apply_rule(call: Call) -> list[Channels]:
         function = None
     if function is None:
         stated = registry.barrier_reason(type(bare))
-        raise Ambiguous(stated or "no rule is known for it")
+        if stated or not is_layer(bare):
+            raise Ambiguous(stated or "no rule is known for it")
+        function = registry.unknown_rule()
     if getattr(bare, "quantization_mode", None):
         raise Ambiguous(f"it is quantized ({bare.quantization_mode})")
     if getattr(bare, "lora_enabled", False):

@@ -129,7 +129,7 @@ class Analysis:
         for channels in self.flow.vectors:
             roots = np.unique(self.roots[channels.labels])
             key = roots.tobytes()
-            if roots.size > 1 and key not in seen:
+            if key not in seen:
                 seen.add(key)
                 signature[roots] += rng.integers(2**63, dtype="uint64")
         return signature

@@ -1,5 +1,6 @@
 """Moving data about, on arrays of labels or values that broadcast."""
 
+import keras
 import numpy as np
 
 from filterprune.channels.flow import Ambiguous, current
@@ -38,3 +39,61 @@ def full_shape(shape) -> tuple[int, ...]:
     if any(size is None for size in shape[1:]):
         raise Ambiguous(f"it reorders a tensor of unknown size {tuple(shape)}")
     return (1, *shape[1:])
+
+
+# What stands for a size that is not known before the model runs.
+_OPEN = 8
+
+
+def run_on_arrays(xs):
+    """A function that runs the current call on arrays of labels or values.
+
+    Args:
+        xs: the `Channels` of the call's tensors, in order.
+
+    Returns:
+        A function from as many arrays as there are `xs` to the list of the
+        outputs' arrays. It raises `Ambiguous` if something differs along an
+        axis of unknown size.
+    """
+    call = current()
+    wide = [_sized(x) for x in xs]
+
+    def move(*arrays):
+        given = [np.broadcast_to(a, shape) for a, shape in zip(arrays, wide)]
+        try:
+            results = keras.tree.flatten(call.move(*given))
+        except Exception as error:
+            raise Ambiguous(f"it cannot be run on labels: {error}") from None
+        return [
+            _closed(keras.ops.convert_to_numpy(result), shape)
+            for result, shape in zip(results, call.outputs, strict=True)
+        ]
+
+    return move
+
+
+def _sized(x) -> tuple[int, ...]:
+    """A shape for the arrays of `x`: two samples, open sizes filled in."""
+    sizes = [_OPEN if size is None else size for size in x.shape]
+    if sizes and x.shape[0] is None:
+        sizes[0] = 2  # not 1: `squeeze` would take it away
+    return tuple(sizes)
+
+
+def _closed(array: np.ndarray, shape) -> np.ndarray:
+    """An array whose axes of unknown size are reduced to 1."""
+    if array.ndim != len(shape):
+        raise Ambiguous(f"it gives rank {array.ndim} where {len(shape)} is expected")
+    for axis, size in enumerate(shape):
+        if size is None and array.shape[axis] != 1:
+            first = np.take(array, [0], axis)
+            if not ((array == first) | (array != array)).all():
+                raise Ambiguous("channels differ along an axis of unknown size")
+            array = first
+    return array
+
+
+def varied_axes(x) -> list[int]:
+    """The axes along which the labels of `x` differ."""
+    return [axis for axis, size in enumerate(x.labels.shape) if size > 1]

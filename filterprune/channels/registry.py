@@ -10,6 +10,7 @@ from collections.abc import Callable
 _LAYER_RULES: dict[type, Callable] = {}
 _OPERATION_RULES: dict[str, Callable] = {}
 _BARRIERS: dict[type, str] = {}
+_UNKNOWN: list[Callable] = []
 
 
 def rule(*types: type) -> Callable[[Callable], Callable]:
@@ -34,7 +35,7 @@ def rule(*types: type) -> Callable[[Callable], Callable]:
     ```python
     @filterprune.rule(MyChannelScale)
     def my_channel_scale(layer, x):
-        return filterprune.channels.same(x, scale="c", gates=("scale",))
+        return filterprune.channels.same(x, scale="in", gates=("scale",))
     ```
     """
     if not types or not all(isinstance(cls, type) for cls in types):
@@ -68,6 +69,17 @@ def known_barrier(reason: str, *types: type) -> None:
         _BARRIERS[cls] = reason
 
 
+def for_unknown(function: Callable) -> Callable:
+    """Register the rule for layers that have none of their own."""
+    _UNKNOWN.append(function)
+    return function
+
+
+def unknown_rule() -> Callable:
+    """The rule for layers that have none of their own."""
+    return _UNKNOWN[-1]
+
+
 def layer_rule(cls: type) -> Callable | None:
     """The rule for a layer class, or None."""
     return _LAYER_RULES.get(cls)
@@ -81,6 +93,16 @@ def operation_rule(cls: type) -> Callable | None:
 def barrier_reason(cls: type) -> str | None:
     """The stated reason why layers of this class are barriers, or None."""
     return _BARRIERS.get(cls)
+
+
+def weight_of(layer, name: str):
+    """A weight of a layer by the name of its attribute, or None.
+
+    A name such as `"#2"` means the weight of that number, `layer.weights[2]`.
+    """
+    if name.startswith("#"):
+        return layer.weights[int(name[1:])]
+    return getattr(layer, name, None)
 
 
 def registered_layers() -> tuple[type, ...]:

@@ -11,6 +11,7 @@ and `_outbound_nodes`, `Layer._flatten_layers` and `Variable._path`.
 
 import copy
 import dataclasses
+import sys
 from typing import Any
 
 import keras
@@ -141,6 +142,11 @@ def has_functional_constructor(model) -> bool:
     return isinstance(model, plain) and type(model).__init__ is plain.__init__
 
 
+def parts_of(layer) -> list:
+    """The layers that a layer is made of, itself not counted."""
+    return [part for part in layer._flatten_layers() if part is not layer]
+
+
 def is_layer(op) -> bool:
     """Whether `op` is a layer (as opposed to a bare `keras.ops` operation)."""
     return isinstance(op, keras.layers.Layer)
@@ -172,12 +178,14 @@ def copy_object(layer):
     Returns:
         A layer of the same class and state that shares no variable with it.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(m): m for m in list(sys.modules.values())}
     inner = layer._flatten_layers()
     for part in inner:
         memo[id(part)] = object.__new__(type(part))
         for name in ("_inbound_nodes", "_outbound_nodes"):
             memo[id(getattr(part, name))] = []
+        backend = getattr(part, "backend", None)  # a stand-in for a module
+        memo[id(backend)] = backend
         for variable in part.variables:
             if id(variable) not in memo:
                 memo[id(variable)] = _copy_variable(variable)

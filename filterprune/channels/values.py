@@ -30,6 +30,8 @@ class Valuation:
         stuck: for each root that cannot be removed, why.
         folds: for each reader (by the id of its layer) the constants of the
             channels it reads, `(channels,)`, zero where there is none.
+        conflicts: for each layer that takes statistics over channels, how many
+            of its gates are closed on channels that stay.
     """
 
     flow: Flow
@@ -38,6 +40,7 @@ class Valuation:
     gated: Callable[[Call], bool]
     stuck: dict[int, str] = dataclasses.field(default_factory=dict)
     folds: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    conflicts: dict[str, int] = dataclasses.field(default_factory=dict)
     _values: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     _because: dict[int, str] = dataclasses.field(default_factory=dict)
 
@@ -96,6 +99,22 @@ class Valuation:
                 f"{because} leaves a constant behind, which {describe(call.op)} "
                 "cannot take into its bias",
             )
+
+    def agree(self, call: Call, labels) -> None:
+        """A layer takes statistics over channels: open gates and no others."""
+        roots = self.flow.table.roots()[labels]
+        dead = self.dead[roots]
+        if self.hypothetical:
+            closed = dead if self.gated(call) else np.zeros_like(dead)
+        elif call.mask is None:
+            closed = np.zeros_like(dead)
+        else:
+            closed = call.mask.closed()
+        for root in np.unique(roots[dead & ~closed]):
+            reason = f"{describe(call.op)} takes its statistics over it"
+            self.stuck.setdefault(int(root), reason)
+        if (closed & ~dead).any():
+            self.conflicts[call.path] = int((closed & ~dead).sum())
 
     def changed(self, call: Call, labels, result) -> None:
         """Remember which call made dead channels something else than zero."""

@@ -22,6 +22,7 @@ import numpy as np
 from filterprune.channels.activations import activation_of
 from filterprune.channels.flow import Ambiguous, Gate, current, describe
 from filterprune.channels.labels import Channels, fit, squeeze_uniform
+from filterprune.channels.registry import weight_of
 
 # What stands for "some constant, not zero" while weights may still change.
 _GENERIC = 0.5772156649
@@ -58,7 +59,7 @@ def _bind(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
     """Bind the weights of the current call by their specs."""
     call = current()
     for name, spec in names.items():
-        weight = getattr(call.op, name, None)
+        weight = weight_of(call.op, name)
         if weight is None:
             continue
         words = _words(spec, len(weight.shape))
@@ -104,7 +105,7 @@ def _gate(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
     size = labels.shape[axis]
     shapes = {}
     for name in gates:
-        weight = getattr(call.op, name, None)
+        weight = weight_of(call.op, name)
         if weight is not None:
             shapes[name] = _gate_shape(tuple(weight.shape), specs[name], size)
     factor = None
@@ -209,6 +210,7 @@ def same(
     gates: Sequence[str] = (),
     resize=None,
     product: str | None = None,
+    bind: dict[str, str] | None = None,
     **weights: str,
 ) -> Channels:
     """The layer works on each channel alone.
@@ -227,11 +229,13 @@ def same(
         resize: config entries that count channels, as in `mix`.
         product: the weight that is multiplied at every output position, for
             the cost.
+        bind: the same as `weights`, as a dict.
         **weights: for each weight the names of its axes, `in` and `out`.
 
     Returns:
         The `Channels` of the output.
     """
+    weights = {**(bind or {}), **weights}
     call = current()
     activation = activation_of(call.op)
     if not activation.elementwise:
@@ -254,10 +258,13 @@ def same(
     output = Channels(shape, labels)
     if product is not None:
         call.products.append((product, _positions(output, to)))
+    at_zero = 0.0
     if keeps_zero is None:
-        keeps_zero = not weights and _keeps_zero(call, x)
+        at_zero = _at_zero(call, x) if not weights else np.inf
+        keeps_zero = at_zero == 0
     keeps_zero = keeps_zero and activation.keeps_zero
-    if shape[to] is not None or labels.shape[to] > 1:
+    gateable = weights or np.isfinite(at_zero)  # zero times infinity is no zero
+    if gateable and (shape[to] is not None or labels.shape[to] > 1):
         whole = list(labels.shape)
         whole[to] = output.size(to)
         gated = np.broadcast_to(labels, whole)
@@ -291,8 +298,57 @@ def same(
     return output
 
 
+def normalise(
+    x: Channels,
+    *,
+    axis: int,
+    groups: int = 1,
+    gates: Sequence[str] = (),
+    **weights: str,
+) -> Channels:
+    """The layer takes statistics over its channels.
+
+    Its masked kin takes them over open gates only, so that it computes what
+    the layer computes once the others are gone. Without gates no channel of it
+    can be removed.
+
+    Args:
+        x: the `Channels` read.
+        axis: the axis of channels.
+        groups: in how many equal groups the statistics are taken.
+        gates: the weights that a closed gate zeroes, the factor first.
+        **weights: for each weight the names of its axes, `in`.
+
+    Returns:
+        The `Channels` of the output.
+    """
+    call = current()
+    table = call.flow.table
+    if call.mask is not None and call.mask.gated_axis not in (None, axis % x.ndim):
+        raise Ambiguous("its gates run along another axis than that of channels")
+    read = _along(x, axis)
+    if groups > 1:
+        rows = read.reshape(groups, -1)
+        table.tie(rows[1:], rows[:1])
+    _bind(weights, {"in": read})
+    labels = _spread(read, x.ndim, axis)
+    output = Channels(call.outputs[0], labels)
+    _gate(labels, axis % x.ndim, gates, weights, makes=False)
+
+    def worth(valuation, values):
+        valuation.agree(call, read)
+        return [np.full(labels.shape, np.nan)]
+
+    call.step([x], [output], worth)
+    return output
+
+
 def take(
-    xs: Channels | Sequence[Channels], move: Callable, *, resize=None
+    xs: Channels | Sequence[Channels],
+    move: Callable,
+    *,
+    labels: Sequence[np.ndarray] | None = None,
+    resize=None,
 ) -> Channels | list[Channels]:
     """The operation moves channels about and computes nothing.
 
@@ -301,6 +357,7 @@ def take(
         move: a function of as many arrays as there are `xs`, each of which
             broadcasts to its tensor, that returns the array (or list of
             arrays) of the output. It is run on labels and on values alike.
+        labels: the labels of the outputs, where `move` makes new values.
         resize: config entries to rewrite: a dict from names to functions of
             `survivors`, which has `count(labels)` and `size(channels, axis)`.
 
@@ -309,9 +366,10 @@ def take(
     """
     call = current()
     xs = [xs] if isinstance(xs, Channels) else list(xs)
-    moved = move(*[x.labels for x in xs])
-    several = isinstance(moved, (list, tuple))
-    arrays = [squeeze_uniform(np.asarray(a)) for a in (moved if several else [moved])]
+    moved = labels or move(*[x.labels for x in xs])
+    several = isinstance(moved, (list, tuple)) and len(call.outputs) > 1
+    moved = list(moved) if isinstance(moved, (list, tuple)) else [moved]
+    arrays = [squeeze_uniform(np.asarray(a)) for a in moved]
     outputs = [
         Channels(shape, labels)
         for shape, labels in zip(call.outputs, arrays, strict=True)
@@ -322,7 +380,8 @@ def take(
     def worth(valuation, values):
         full = [np.broadcast_to(v, x.labels.shape) for v, x in zip(values, xs)]
         result = move(*full)
-        return [np.asarray(a) for a in (result if several else [result])]
+        result = result if isinstance(result, (list, tuple)) else [result]
+        return [np.asarray(a) for a in result]
 
     call.step(xs, outputs, worth)
     return outputs if several else outputs[0]
@@ -392,6 +451,68 @@ def join(
         return [result]
 
     call.step(given, [output], worth)
+    return output
+
+
+def gather(
+    xs: Sequence[Channels],
+    labels: np.ndarray,
+    axes: Sequence[int],
+    output: np.ndarray | None = None,
+) -> Channels:
+    """The operation sums products over channels, without weights of its own.
+
+    Args:
+        xs: the `Channels` multiplied.
+        labels: the labels summed over, `(channels,)`.
+        axes: the axis of each of `xs` that is summed over.
+        output: the labels of the output, of its rank; none can be removed by
+            default.
+
+    Returns:
+        The `Channels` of the output. A channel can be removed if one of the
+        factors is zero.
+    """
+    call = current()
+    shape = call.outputs[0]
+    if output is None:
+        output = call.flow.table.new(*(1,) * len(shape))
+    result = Channels(shape, output)
+
+    def worth(valuation, values):
+        vectors = [
+            _vector(value, axis, labels.size)
+            for value, axis in zip(values, axes, strict=True)
+        ]
+        zero = np.logical_or.reduce([vector == 0 for vector in vectors])
+        valuation.read(call, labels, np.where(zero, 0.0, np.nan), fold=False)
+        return [np.full(output.shape, np.nan)]
+
+    call.step(xs, [result], worth)
+    return result
+
+
+def join_unknown(xs, axis: int, resize, weights, keeps_zero: bool) -> Channels:
+    """A layer of several inputs that a probe proved to be channel-wise."""
+    call = current()
+    table = call.flow.table
+    read = _along(xs[0], axis)
+    for x in xs[1:]:
+        table.tie(read, _along(x, axis))
+    known = {"in": read}
+    _bind(weights, known)
+    _resize(resize, known)
+    shape = call.outputs[0]
+    output = Channels(shape, _spread(read, len(shape), axis))
+
+    def worth(valuation, values):
+        vectors = [_vector(value, axis, read.size) for value in values]
+        zero = np.logical_and.reduce([vector == 0 for vector in vectors])
+        result = np.where(zero & keeps_zero, 0.0, np.nan)
+        valuation.changed(call, read, result)
+        return [_spread(result, len(shape), axis)]
+
+    call.step(xs, [output], worth)
     return output
 
 
@@ -487,17 +608,16 @@ def _numpy(tensor) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(tensor), "float64")
 
 
-def _keeps_zero(call, x: Channels) -> bool:
-    """Whether the bare operation turns zero into zero."""
+def _at_zero(call, x: Channels) -> float:
+    """The largest value that the bare operation makes of zero."""
     zeros = np.zeros((1,) * x.ndim)
-    result = _numpy(call.run(*_arguments(call, x, zeros)))
-    return not result.any()
+    return float(np.abs(_numpy(call.run(*_arguments(call, x, zeros)))).max())
 
 
 def _elementwise(call, x: Channels, value: np.ndarray) -> np.ndarray:
     filled = np.where(np.isnan(value), 1.0, value)
     result = _numpy(call.run(*_arguments(call, x, filled)))
-    return np.where(np.isnan(value), np.nan, result)
+    return np.where(np.isnan(value) | ~np.isfinite(result), np.nan, result)
 
 
 def _constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarray:

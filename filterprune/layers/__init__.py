@@ -14,7 +14,15 @@ from filterprune.layers.conv import (
     MaskedSeparableConv2D,
 )
 from filterprune.layers.dense import MaskedDense
-from filterprune.layers.following import MaskedActivation, MaskedBatchNormalization
+from filterprune.layers.following import MaskedBatchNormalization
+from filterprune.layers.normalising import (
+    MaskedActivation,
+    MaskedGroupNormalization,
+    MaskedLayerNormalization,
+    MaskedRMSNormalization,
+    MaskedSoftmax,
+    MaskedUnitNormalization,
+)
 
 __all__ = [
     "Masked",
@@ -29,6 +37,11 @@ __all__ = [
     "MaskedDense",
     "MaskedDepthwiseConv1D",
     "MaskedDepthwiseConv2D",
+    "MaskedGroupNormalization",
+    "MaskedLayerNormalization",
+    "MaskedRMSNormalization",
     "MaskedSeparableConv1D",
     "MaskedSeparableConv2D",
+    "MaskedSoftmax",
+    "MaskedUnitNormalization",
 ]

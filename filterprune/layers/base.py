@@ -1,6 +1,7 @@
 """The base of all masked layers: one gate for every output channel."""
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -51,6 +52,8 @@ class Masked(keras.layers.Wrapper):
     Attributes:
         gate: non-trainable weight of shape `(channels,)`, float, all ones at
             first.
+        gated_axis: the axis of the output that the gates run along, known once
+            the layer is built.
 
     Raises:
         TypeError: if `layer` is of a type that the class does not wrap, or is
@@ -89,6 +92,7 @@ class Masked(keras.layers.Wrapper):
             layer, activity_regularizer=layer.activity_regularizer, **kwargs
         )
         self.axis = axis
+        self.gated_axis: Any = None
         self.supports_masking = layer.supports_masking
         self._passes = [
             name for name in ("training", "mask") if name in _arguments(layer)
@@ -97,7 +101,7 @@ class Masked(keras.layers.Wrapper):
     def build(self, input_shape):
         super().build(input_shape)
         plan = gate_of(self.layer, tuple(input_shape), self)
-        self._gated_axis = plan.axis
+        self.gated_axis = plan.axis
         self._gated_weights = plan.weights
         self.gate = self.add_weight(
             name="gate", shape=(plan.size,), initializer="ones", trainable=False
@@ -119,7 +123,7 @@ class Masked(keras.layers.Wrapper):
         if not self._gated_weights:
             outputs = self.layer.call(inputs, **kwargs)
             shape = [1] * len(outputs.shape)
-            shape[self._gated_axis] = self.gate.shape[0]
+            shape[self.gated_axis] = self.gate.shape[0]
             gate = keras.ops.cast(self.gate, outputs.dtype)
             return outputs * keras.ops.reshape(gate, shape)
         weights = self.layer.weights
@@ -142,6 +146,9 @@ class Masked(keras.layers.Wrapper):
         weight = getattr(self.layer, name)
         gate = keras.ops.cast(self.gate, weight.dtype)
         return weight * keras.ops.reshape(gate, self._gated_weights[name])
+
+    def compute_output_spec(self, inputs, training=None, mask=None):
+        return self.layer.compute_output_spec(inputs)
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)

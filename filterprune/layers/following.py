@@ -13,8 +13,3 @@ class MaskedBatchNormalization(Masked):
     zero, where a plain layer would make `beta - gamma * mean / std` of it. See
     `filterprune.layers.Masked`.
     """
-
-
-@masks(layers.Activation)
-class MaskedActivation(Masked):
-    """An `Activation` whose function does not turn zero into zero. See `Masked`."""

@@ -3,24 +3,32 @@
 # Importing a module registers its rules.
 from filterprune.channels.rules import (
     activation,
+    barriers,
     conv,
     dense,
     merging,
+    movement,
     moving,
     normalization,
     operations,
     pooling,
+    reduction,
     regularization,
+    unknown,
 )
 
 __all__ = [
     "activation",
+    "barriers",
     "conv",
     "dense",
     "merging",
+    "movement",
     "moving",
     "normalization",
     "operations",
     "pooling",
+    "reduction",
     "regularization",
+    "unknown",
 ]

@@ -1,11 +1,15 @@
 """Normalisation, rescaling and the like: per channel."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import layers
 
+from filterprune.channels.flow import current
+from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import rule
-from filterprune.channels.verbs import barrier, same
+from filterprune.channels.verbs import barrier, normalise, same
 
 
 @rule(layers.BatchNormalization)
@@ -22,6 +26,49 @@ def batch_normalization(layer, x):
         moving_mean="in",
         moving_variance="in",
     )
+
+
+def _channel_axis(layer, x):
+    """The axis of channels, if it is among those that are normalised."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    axes = [axis % x.ndim for axis in axes]
+    varied = varied_axes(x)
+    axis = varied[0] if len(varied) == 1 else max(axes)
+    mask = current().mask
+    if not varied and mask is not None and mask.axis % x.ndim in axes:
+        axis = mask.axis % x.ndim
+    if axis not in axes:
+        barrier("it normalises along other axes than that of channels")
+    return axis, " ".join("in" if a == axis else "_" for a in sorted(axes))
+
+
+@rule(layers.LayerNormalization)
+def layer_normalization(layer, x):
+    if layer.rms_scaling:
+        return barrier("`rms_scaling=True` is not supported")
+    axis, spec = _channel_axis(layer, x)
+    return normalise(x, axis=axis, gates=("gamma", "beta"), gamma=spec, beta=spec)
+
+
+@rule(layers.RMSNormalization)
+def rms_normalization(layer, x):
+    axis, spec = _channel_axis(layer, x)
+    return normalise(x, axis=axis, gates=("scale",), scale=spec)
+
+
+@rule(layers.UnitNormalization)
+def unit_normalization(layer, x):
+    axis, _ = _channel_axis(layer, x)
+    return normalise(x, axis=axis)
+
+
+@rule(layers.GroupNormalization)
+def group_normalization(layer, x):
+    weights: dict[str, Any] = {"gates": ("gamma", "beta")}
+    weights |= {"gamma": "in", "beta": "in"}
+    if layer.groups == x.shape[layer.axis] > 1:  # each channel by itself
+        return same(x, axis=layer.axis, resize={"groups": "in"}, **weights)
+    return normalise(x, axis=layer.axis, groups=layer.groups, **weights)
 
 
 @rule(layers.Rescaling)

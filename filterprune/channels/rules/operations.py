@@ -1,15 +1,14 @@
-"""Operations of `keras.ops` that a functional graph records."""
+"""Operations of `keras.ops` that compute element by element."""
 
 import numpy as np
 
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
-from filterprune.channels.moves import concatenate as concatenated
 from filterprune.channels.registry import operation
-from filterprune.channels.verbs import barrier, constant, join, same, take
+from filterprune.channels.verbs import barrier, constant, join, same
 
 
-def _operands(*values):
+def operands(*values):
     """Every operand as `Channels`; a constant array is sliced with its tensor."""
     call = current()
     found = []
@@ -26,46 +25,105 @@ def _operands(*values):
     return found
 
 
-@operation("Add")
-def add(op, x1, x2):
-    return join(_operands(x1, x2), np.add)
+def _joined(function, *, zero_wins=False):
+    def rule(op, x1, x2):
+        return join(operands(x1, x2), function, zero_wins=zero_wins)
+
+    return rule
 
 
-@operation("Subtract")
-def subtract(op, x1, x2):
-    return join(_operands(x1, x2), np.subtract)
+_JOINS = {
+    "Add": np.add,
+    "Subtract": np.subtract,
+    "Divide": np.divide,
+    "TrueDivide": np.divide,
+    "DivideNoNan": lambda a, b: np.where(b == 0, 0.0, a / b),
+    "FloorDivide": np.floor_divide,
+    "Mod": np.mod,
+    "Power": np.power,
+    "Maximum": np.maximum,
+    "Minimum": np.minimum,
+    "Equal": np.equal,
+    "NotEqual": np.not_equal,
+    "Greater": np.greater,
+    "GreaterEqual": np.greater_equal,
+    "Less": np.less,
+    "LessEqual": np.less_equal,
+    "LogicalAnd": np.logical_and,
+    "LogicalOr": np.logical_or,
+    "Arctan2": np.arctan2,
+    "Hypot": np.hypot,
+    "Logaddexp": np.logaddexp,
+}
 
 
-@operation("Multiply")
-def multiply(op, x1, x2):
-    return join(_operands(x1, x2), np.multiply, zero_wins=True)
+def _known(function):
+    """The function on floats, unknown where an operand is."""
+
+    def combine(*values):
+        result = np.asarray(function(*values), "float64")
+        for value in values:
+            result = np.where(np.isnan(value), np.nan, result)
+        return result
+
+    return combine
 
 
-@operation("Divide", "TrueDivide")
-def divide(op, x1, x2):
-    return join(_operands(x1, x2), np.divide)
+for _name, _function in _JOINS.items():
+    operation(_name)(_joined(_known(_function)))
+operation("Multiply")(_joined(np.multiply, zero_wins=True))
 
 
-@operation("Maximum")
-def maximum(op, x1, x2):
-    return join(_operands(x1, x2), np.maximum)
+@operation("Where")
+def where(op, condition, x1, x2):
+    return join(operands(condition, x1, x2), _known(np.where))
 
 
-@operation("Minimum")
-def minimum(op, x1, x2):
-    return join(_operands(x1, x2), np.minimum)
-
-
-@operation("Negative", "Absolute", "Abs", "Relu", "Relu6", "Silu", "Gelu", "Tanh")
-def zero_keeping(op, x):
-    return same(x, elementwise=True)
-
-
-@operation("Sigmoid", "HardSigmoid", "Softplus", "Exp", "Square", "Sqrt", "HardSilu")
+@operation(
+    "Absolute",
+    "Arctan",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Clip",
+    "Copy",
+    "Cos",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Expm1",
+    "Floor",
+    "Gelu",
+    "HardShrink",
+    "HardSigmoid",
+    "HardSilu",
+    "HardTanh",
+    "LeakyRelu",
+    "Log",
+    "Log1p",
+    "LogSigmoid",
+    "LogicalNot",
+    "Negative",
+    "Reciprocal",
+    "Relu",
+    "Relu6",
+    "Round",
+    "Rsqrt",
+    "Selu",
+    "Sigmoid",
+    "Sign",
+    "Silu",
+    "Sin",
+    "SoftShrink",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Square",
+    "Squareplus",
+    "StopGradient",
+    "Tanh",
+    "TanhShrink",
+    "Threshold",
+)
 def elementwise(op, x):
     return same(x, elementwise=True)
-
-
-@operation("Concatenate")
-def concatenate(op, xs):
-    return take(xs, concatenated(xs, op.axis))

@@ -1,9 +1,12 @@
 """Pooling, padding, cropping, resizing: the same to every channel."""
 
+import numpy as np
 from keras import layers
 
-from filterprune.channels.registry import rule
-from filterprune.channels.verbs import channel_axis, same
+from filterprune.channels.flow import current
+from filterprune.channels.moves import varied_axes
+from filterprune.channels.registry import operation, rule
+from filterprune.channels.verbs import barrier, channel_axis, same, take
 
 
 @rule(
@@ -22,6 +25,13 @@ from filterprune.channels.verbs import channel_axis, same
     layers.Cropping1D,
     layers.Cropping2D,
     layers.Cropping3D,
+    layers.AdaptiveAveragePooling1D,
+    layers.AdaptiveAveragePooling2D,
+    layers.AdaptiveAveragePooling3D,
+    layers.AdaptiveMaxPooling1D,
+    layers.AdaptiveMaxPooling2D,
+    layers.AdaptiveMaxPooling3D,
+    layers.CenterCrop,
 )
 def spatial(layer, x):
     return same(x, keeps_zero=True)
@@ -38,3 +48,31 @@ def spatial(layer, x):
 def global_pooling(layer, x):
     axis = channel_axis(layer)
     return same(x, axis=axis, to=axis if layer.keepdims else -1, keeps_zero=True)
+
+
+@rule(layers.Resizing)
+def resizing(layer, x):
+    return same(x, keeps_zero=not layer.pad_to_aspect_ratio or layer.fill_value == 0)
+
+
+@operation("Resize")
+def resize(op, x):
+    return same(x, keeps_zero=not op.pad_to_aspect_ratio or op.fill_value == 0)
+
+
+@operation("MaxPool", "AveragePool")
+def pool(op, x):
+    return same(x, keeps_zero=True)
+
+
+@operation("ExtractPatches")
+def extract_patches(op, x):
+    axis = channel_axis(op) % x.ndim
+    if axis != x.ndim - 1 or varied_axes(x) not in ([], [axis]):
+        return barrier("its channels are not the last axis")
+    count = current().outputs[0][axis] // x.shape[axis]
+    return take(x, lambda a: np.tile(_wide(a, x.shape[axis]), count))
+
+
+def _wide(array, size):
+    return np.broadcast_to(array, (*array.shape[:-1], size))

@@ -14,6 +14,14 @@ from filterprune.channels.verbs import same
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
     layers.ActivityRegularization,
+    layers.RandomElasticTransform,
+    layers.RandomFlip,
+    layers.RandomGaussianBlur,
+    layers.RandomPerspective,
+    layers.RandomRotation,
+    layers.RandomShear,
+    layers.RandomTranslation,
+    layers.RandomZoom,
 )
 def identity(layer, x):
     return same(x, elementwise=True, keeps_zero=True)

@@ -1,0 +1,192 @@
+"""Probing a layer that no rule is known for: is it channel-wise?
+
+A layer is taken to work on each channel alone only if that is proved by
+running it. Channels are changed in groups, two for each bit of their number, at
+several random points: if an output channel depended on another input channel,
+one of the groups would hold the one and not the other. Then a copy with half
+of the channels is built, by slicing weights and config, and must give half of
+the outputs. A layer that fails, or hides other layers, is a barrier.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from filterprune.channels.trace import parts_of
+
+_POINTS = 3
+_OPEN = 6
+_MOST = 2**22  # elements: a larger tensor is not probed
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a probe found.
+
+    Attributes:
+        reason: why the layer is not channel-wise; `None` if it is.
+        weights: for each weight that has an axis of channels (by its number
+            in `layer.weights`) that axis.
+        config: the names of the config entries that count channels.
+        keeps_zero: whether zeros become zeros, whatever the weights.
+    """
+
+    reason: str | None = None
+    weights: tuple[tuple[int, int], ...] = ()
+    config: tuple[str, ...] = ()
+    keeps_zero: bool = False
+
+
+_FOUND: dict[tuple, Finding] = {}
+
+
+def probe(layer, shapes, dtypes, axis: int) -> Finding:
+    """Find out by running it whether a layer works on each channel alone.
+
+    Args:
+        layer: a built layer.
+        shapes: the static shape of each of its inputs; all have the channels
+            of the output along `axis`.
+        dtypes: the dtype of each input.
+        axis: the axis of channels.
+
+    Returns:
+        A `Finding`. The layer is not changed.
+    """
+    key = _key(layer, shapes, dtypes, axis)
+    if key not in _FOUND:
+        try:
+            _FOUND[key] = _probe(layer, shapes, dtypes, axis)
+        except Exception as error:
+            _FOUND[key] = Finding(f"it cannot be run on its own: {error}")
+    return _FOUND[key]
+
+
+def _key(layer, shapes, dtypes, axis) -> tuple:
+    """What layers have in common that need to be probed only once."""
+    try:
+        config = {k: v for k, v in layer.get_config().items() if k != "name"}
+        described = repr(config)
+    except Exception:
+        described = str(id(layer))
+    weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
+    return type(layer), described, weights, tuple(shapes), tuple(dtypes), axis
+
+
+def _probe(layer, shapes, dtypes, axis) -> Finding:
+    inner = [type(part).__name__ for part in parts_of(layer)]
+    if inner:
+        return Finding(
+            f"it is a composite layer, which hides {', '.join(sorted(set(inner)))}; "
+            "write a rule for it, or call those layers in a functional model"
+        )
+    sizes = [tuple(_OPEN if n is None else n for n in shape[1:]) for shape in shapes]
+    if sum(np.prod(size) for size in sizes) > _MOST:
+        return Finding("it is too large to be probed")
+    rng = np.random.default_rng(0)
+    points = [
+        [rng.normal(0, scale, (2, *size)) for size in sizes]
+        for scale in np.geomspace(0.3, 3, _POINTS)
+    ]
+    count = points[0][0].shape[axis]
+    runs = [False] + [True] * _is_steady(layer, points[0], dtypes)
+    for training in runs:
+        for point in points:
+            if not _is_channelwise(layer, point, dtypes, axis, rng, training):
+                return Finding("it mixes channels")
+    keeps_zero = _keeps_zero(layer, points[0], dtypes, rng)
+    return _without_half(layer, points, dtypes, axis, count, rng, keeps_zero)
+
+
+def _keeps_zero(layer, point, dtypes, rng) -> bool:
+    zeros = [np.zeros_like(array) for array in point]
+    for _ in range(2):
+        weights = [
+            rng.normal(1, 0.3, tuple(weight.shape))
+            if "float" in weight.dtype
+            else weight
+            for weight in layer.weights
+        ]
+        if _run(layer, zeros, dtypes, weights).any():
+            return False
+    return True
+
+
+def _run(layer, arrays, dtypes, weights=None, **kwargs) -> np.ndarray:
+    """The layer's one output; its state is left as it was."""
+    tensors = [keras.ops.cast(a, d) for a, d in zip(arrays, dtypes, strict=True)]
+    inputs = tensors[0] if len(tensors) == 1 else tensors
+    with keras.StatelessScope(
+        list(zip(layer.weights, weights or layer.weights, strict=True))
+    ):
+        output = layer.call(inputs, **kwargs)
+    return np.asarray(keras.ops.convert_to_numpy(output), "float64")
+
+
+def _is_steady(layer, arrays, dtypes) -> bool:
+    """Whether the layer can be run in training mode with equal results twice."""
+    try:
+        first, second = (_run(layer, arrays, dtypes, training=True) for _ in range(2))
+    except Exception:
+        return False
+    return np.array_equal(first, second)
+
+
+def _is_channelwise(layer, point, dtypes, axis, rng, training) -> bool:
+    kwargs = {"training": True} if training else {}
+    base = _run(layer, point, dtypes, **kwargs)
+    count = point[0].shape[axis]
+    if base.shape != point[0].shape and (
+        base.ndim != point[0].ndim or base.shape[axis] != count
+    ):
+        return False
+    numbers = np.arange(count)
+    for bit in range(max(count - 1, 1).bit_length()):
+        for value in (0, 1):
+            chosen = (numbers >> bit) & 1 == value
+            moved = [array.copy() for array in point]
+            for array in moved:
+                part = np.moveaxis(array, axis, -1)
+                part[..., chosen] += rng.normal(0, 2, part[..., chosen].shape)
+            change = _run(layer, moved, dtypes, **kwargs) != base
+            if np.moveaxis(change, axis, -1)[..., ~chosen].any():
+                return False
+    return True
+
+
+def _without_half(layer, points, dtypes, axis, count, rng, keeps_zero) -> Finding:
+    """Build the layer with half of the channels and compare."""
+    axes = []
+    for number, weight in enumerate(layer.weights):
+        wide = [i for i, size in enumerate(weight.shape) if size == count]
+        if len(wide) > 1:
+            return Finding("a weight of it has several axes of that many channels")
+        axes += [(number, wide[0])] if wide else []
+    kept = np.sort(rng.permutation(count)[: max(count // 2, 1)])
+    config = layer.get_config()
+    same_number = tuple(
+        key
+        for key, value in config.items()
+        if type(value) is int and value == count and count > 1
+    )
+    for entries in ((), same_number):
+        changed = {**config, **dict.fromkeys(entries, kept.size)}
+        try:
+            small = type(layer).from_config(changed)
+            narrow = [np.take(array, kept, axis) for array in points[0]]
+            shapes = [array.shape for array in narrow]
+            small.build(shapes[0] if len(shapes) == 1 else shapes)
+            values = [keras.ops.convert_to_numpy(w) for w in layer.weights]
+            for number, place in axes:
+                values[number] = np.take(values[number], kept, place)
+            small.set_weights(values)
+            for point in points:
+                narrow = [np.take(array, kept, axis) for array in point]
+                expected = np.take(_run(layer, point, dtypes), kept, axis)
+                if not np.allclose(_run(small, narrow, dtypes), expected, 1e-4, 1e-5):
+                    raise ValueError("other outputs")
+        except Exception:
+            continue
+        return Finding(None, tuple(axes), entries, keeps_zero)
+    return Finding("no copy of it with fewer channels could be built from its config")

@@ -1,0 +1,91 @@
+"""Layers that are barriers by nature, and why."""
+
+from keras import layers
+
+from filterprune.channels.registry import known_barrier
+
+known_barrier(
+    "it runs a Python function that nothing is known of; write a layer with a rule",
+    layers.Lambda,
+)
+known_barrier(
+    "it wraps a model of another library",
+    layers.FlaxLayer,
+    layers.JaxLayer,
+    layers.TFSMLayer,
+    layers.TorchModuleWrapper,
+)
+known_barrier(
+    "it wraps another layer and is not supported yet",
+    layers.Bidirectional,
+    layers.Pipeline,
+    layers.TimeDistributed,
+)
+known_barrier(
+    "it divides its kernel by a norm taken over all filters",
+    layers.SpectralNormalization,
+)
+known_barrier(
+    "attention is not supported yet",
+    layers.AdditiveAttention,
+    layers.Attention,
+    layers.GroupQueryAttention,
+    layers.MultiHeadAttention,
+)
+known_barrier(
+    "recurrent layers are not supported yet",
+    layers.ConvLSTM1D,
+    layers.ConvLSTM2D,
+    layers.ConvLSTM3D,
+    layers.GRU,
+    layers.GRUCell,
+    layers.LSTM,
+    layers.LSTMCell,
+    layers.RNN,
+    layers.SimpleRNN,
+    layers.SimpleRNNCell,
+    layers.StackedRNNCells,
+)
+known_barrier(
+    "it is not supported yet",
+    layers.EinsumDense,
+    layers.Embedding,
+    layers.ReversibleEmbedding,
+)
+known_barrier(
+    "it makes a mask of all channels",
+    layers.Masking,
+)
+known_barrier(
+    "it prepares inputs, whose channels are fixed",
+    layers.AugMix,
+    layers.AutoContrast,
+    layers.CategoryEncoding,
+    layers.ContrastLimitedAdaptiveHistogramEqualization,
+    layers.CutMix,
+    layers.Discretization,
+    layers.Equalization,
+    layers.HashedCrossing,
+    layers.Hashing,
+    layers.IntegerLookup,
+    layers.MaxNumBoundingBoxes,
+    layers.MelSpectrogram,
+    layers.MixUp,
+    layers.RandAugment,
+    layers.RandomBrightness,
+    layers.RandomColorDegeneration,
+    layers.RandomColorJitter,
+    layers.RandomContrast,
+    layers.RandomCrop,
+    layers.RandomErasing,
+    layers.RandomGrayscale,
+    layers.RandomHue,
+    layers.RandomInvert,
+    layers.RandomPosterization,
+    layers.RandomSaturation,
+    layers.RandomSharpness,
+    layers.STFTSpectrogram,
+    layers.Solarization,
+    layers.StringLookup,
+    layers.TextVectorization,
+)

@@ -1,0 +1,233 @@
+"""Operations of `keras.ops` that move data about."""
+
+import keras
+import numpy as np
+
+from filterprune.channels.flow import current
+from filterprune.channels.labels import Channels
+from filterprune.channels.moves import concatenate as concatenated
+from filterprune.channels.moves import run_on_arrays, varied_axes
+from filterprune.channels.registry import operation
+from filterprune.channels.verbs import barrier, channel_axis, same, take
+
+
+def _tensors(*args):
+    return [x for x in keras.tree.flatten(args) if isinstance(x, Channels)]
+
+
+@operation("Concatenate")
+def concatenate(op, xs):
+    return take(xs, concatenated(xs, op.axis))
+
+
+@operation(
+    "ExpandDims",
+    "Flip",
+    "Moveaxis",
+    "Repeat",
+    "Squeeze",
+    "Stack",
+    "Swapaxes",
+    "Tile",
+    "Transpose",
+)
+def move(op, *args):
+    xs = _tensors(*args)
+    return take(xs, run_on_arrays(xs))
+
+
+@operation("DepthToSpace", "SpaceToDepth")
+def blocks(op, x):
+    table = current().flow.table
+    axis = channel_axis(op)
+    table.tie_along(x.labels, axis)
+    output = take(x, run_on_arrays([x]))
+    table.tie_along(output.labels, axis)  # pixels cannot go, channels can
+    return output
+
+
+@operation("Reshape")
+def reshape(op, x):
+    asked = op.newshape
+    if isinstance(asked, int):
+        asked = (asked,)
+
+    def newshape(survivors, output):
+        return tuple(
+            size if size in (-1, None) else survivors.size(output, axis)
+            for axis, size in enumerate(asked)
+        )
+
+    return take(x, run_on_arrays([x]), resize={"newshape": newshape})
+
+
+@operation("BroadcastTo")
+def broadcast_to(op, x):
+    def shape(survivors, output):
+        return tuple(
+            survivors.size(output, axis) or size for axis, size in enumerate(op.shape)
+        )
+
+    return take(x, run_on_arrays([x]), resize={"shape": shape})
+
+
+@operation("ArraySplit")
+def array_split(op, x):
+    if op.axis % x.ndim in varied_axes(x):
+        return barrier("it takes equal parts of the channels; use `ops.split`")
+    return take(x, run_on_arrays([x]))
+
+
+@operation("Split")
+def split(op, x):
+    def sections(survivors, *outputs):
+        sizes = [survivors.size(output, op.axis) for output in outputs]
+        if None in sizes or sizes == [output.shape[op.axis] for output in outputs]:
+            return op.indices_or_sections
+        return tuple(int(place) for place in np.cumsum(sizes)[:-1])
+
+    return take(x, run_on_arrays([x]), resize={"indices_or_sections": sections})
+
+
+@operation("Unstack")
+def unstack(op, x):
+    axis = op.axis % x.ndim
+    if axis in varied_axes(x):
+        return barrier("it takes the channels apart, each into a tensor of its own")
+    return take(x, run_on_arrays([x]))
+
+
+@operation("Roll")
+def roll(op, x):
+    varied = varied_axes(x)
+    if not varied or (isinstance(op.axis, int) and op.axis % x.ndim not in varied):
+        return take(x, run_on_arrays([x]))
+    if not isinstance(op.axis, int) or not isinstance(op.shift, int):
+        return barrier("it rolls several axes at once, channels among them")
+    count = op.shift % x.shape[op.axis]
+
+    def shift(survivors, output):
+        wrapped = np.moveaxis(survivors.mask(output.labels), op.axis, 0)[:count]
+        return int(wrapped.reshape(count, -1).any(axis=1).sum())
+
+    return take(x, run_on_arrays([x]), resize={"shift": shift})
+
+
+@operation("Take")
+def gather(op, x, indices):
+    if isinstance(indices, Channels) or op.axis is None:
+        return barrier("its indices are computed, or into a flattened tensor")
+    axis = op.axis % x.ndim
+    if axis in varied_axes(x):
+        chosen = np.asarray(indices)
+        if chosen.ndim != 1:
+            return barrier("it gathers channels by indices of several axes")
+        chosen = chosen % x.shape[axis]
+
+        def rewrite(survivors, args, kwargs):
+            kept = survivors.along(x, axis)
+            if kept is None:
+                return args, kwargs
+            places = np.cumsum(kept) - 1
+            return (args[0], places[chosen[kept[chosen]]]), {}
+
+        call = current()
+        call.flow.binding(call).rewrite = rewrite
+    return take(x, run_on_arrays([x]))
+
+
+@operation("GetItem")
+def get_item(op, x, key):
+    call = current()
+    parts = list(key) if isinstance(key, (tuple, list)) else [key]
+    if not all(part is None or isinstance(part, _PARTS) for part in parts):
+        return barrier("its index is an array")
+    axes = _axes_of(parts, x.ndim)
+    varied = varied_axes(x)
+    for part, axis in zip(parts, axes):
+        if axis not in varied:
+            continue
+        if isinstance(part, int):
+            index = np.take(x.labels, part, axis)
+            call.flow.table.pin(index, f"picked by its number by `{op.name}`")
+        elif isinstance(part, slice) and part.step not in (None, 1):
+            whole = part == slice(None, None, -1)
+            if not whole:
+                return barrier("it takes every so many channels")
+
+    def rewrite(survivors, args, kwargs):
+        new = [
+            _slice_survivors(part, survivors.along(x, axis), x.shape[axis])
+            if axis in varied
+            else part
+            for part, axis in zip(parts, axes)
+        ]
+        return (args[0], tuple(new)), {}
+
+    call.flow.binding(call).rewrite = rewrite
+    return take(x, run_on_arrays([x]))
+
+
+_PARTS = (int, slice, type(Ellipsis))
+
+
+def _axes_of(parts, ndim) -> list[int | None]:
+    """The axis of the tensor that each part of an index is about."""
+    used = sum(isinstance(part, (int, slice)) for part in parts)
+    axes: list[int | None] = []
+    axis = 0
+    for part in parts:
+        if part is None:
+            axes.append(None)
+        elif part is Ellipsis:
+            axes.append(None)
+            axis += ndim - used
+        else:
+            axes.append(axis)
+            axis += 1
+    return axes
+
+
+def _slice_survivors(part, kept, size):
+    """A slice or index that takes of the survivors what `part` took of all."""
+    if kept is None or part == slice(None, None, -1):
+        return part
+    before = np.concatenate([[0], np.cumsum(kept)])
+    if isinstance(part, int):
+        return int(before[part % size])
+    start, stop, _ = part.indices(size)
+    return slice(int(before[start]), int(before[max(stop, start)]))
+
+
+@operation("Pad")
+def pad(op, x, constant_values=None):
+    widths = [tuple(pair) for pair in op.pad_width]
+    if len(widths) == 1:
+        widths *= x.ndim
+    varied = varied_axes(x)
+    padded = [axis for axis in varied if any(widths[axis])]
+    fill = 0.0 if constant_values is None else constant_values
+    if not isinstance(fill, (int, float)):
+        return barrier("it pads with a tensor")
+    if not padded:
+        return same(x, axis=varied[-1] if varied else -1, keeps_zero=fill == 0)
+    if len(varied) > 1 or op.mode != "constant":
+        return barrier(f"it pads channels in mode '{op.mode}'")
+    (axis,) = padded
+    table = current().flow.table
+    shape = [1] * x.ndim
+    edges = []
+    for width in widths[axis]:
+        shape[axis] = width
+        edges.append(table.new(*shape))
+    labels = np.concatenate([edges[0], x.labels, edges[1]], axis)
+
+    def move(values):
+        edge = [np.full(e.shape, float(fill)) for e in edges]
+        return np.concatenate([edge[0], values, edge[1]], axis)
+
+    def pad_width(survivors, output):
+        new = tuple(survivors.count(edge) for edge in edges)
+        return tuple(new if i == axis else width for i, width in enumerate(widths))
+
+    return take(x, move, labels=[labels], resize={"pad_width": pad_width})

@@ -1,0 +1,142 @@
+"""Operations of `keras.ops` that reduce over axes, or sum over channels."""
+
+import math
+
+import numpy as np
+from keras import layers
+
+from filterprune.channels.flow import current
+from filterprune.channels.labels import Channels
+from filterprune.channels.moves import varied_axes
+from filterprune.channels.registry import operation, rule
+from filterprune.channels.verbs import barrier, gather, same, take
+
+
+@operation("Sum", "Mean", "Max", "Min", "Amax", "Amin", "Var", "Std", "Any", "All")
+def reduce(op, x):
+    every = range(x.ndim)
+    axes = every if op.axis is None else [axis % x.ndim for axis in _several(op.axis)]
+    varied = varied_axes(x)
+    kept = [axis for axis in every if op.keepdims or axis not in axes]
+    if not varied:
+        ndim = len(current().outputs[0])
+        return take(x, lambda a: a.reshape((1,) * ndim))
+    left = [axis for axis in varied if axis not in axes]
+    if not left:
+        return _over_channels(op, x, varied)
+    axis = left[-1]  # all else is tied
+    return same(x, axis=axis, to=kept.index(axis), keeps_zero=True)
+
+
+def _several(axis):
+    return [axis] if isinstance(axis, int) else axis
+
+
+def _over_channels(op, x, varied):
+    name = type(op).__name__
+    if name not in ("Sum", "Mean"):
+        return barrier(f"it takes the {name.lower()} over channels")
+    axis = varied[-1]
+    call = current()
+    labels = call.flow.table.tie_along(x.labels, axis)
+    if name == "Mean":  # over fewer channels then, of which none was zero
+        call.flow.binding(call).factor = lambda survivors: (
+            survivors.count(labels) / labels.size
+        )
+    return gather([x], labels, [axis])
+
+
+@operation("Matmul")
+def matmul(op, x1, x2):
+    if not all(isinstance(x, Channels) and x.ndim > 1 for x in (x1, x2)):
+        return barrier("it multiplies by a constant or a vector")
+    batch = [f"b{i}" for i in range(max(x1.ndim, x2.ndim) - 2)]
+    names1 = [*batch[len(batch) - x1.ndim + 2 :], "i", "k"]
+    names2 = [*batch[len(batch) - x2.ndim + 2 :], "k", "j"]
+    return contract([x1, x2], [names1, names2], [*batch, "i", "j"])
+
+
+@rule(layers.Dot)
+def dot(layer, xs):
+    if layer.normalize:
+        return barrier("`normalize=True` takes a norm over channels")
+    x1, x2 = xs
+    axes = layer.axes
+    axes = (axes, axes) if isinstance(axes, int) else tuple(axes)
+    names1 = ["b", *(f"p{i}" for i in range(1, x1.ndim))]
+    names2 = ["b", *(f"q{i}" for i in range(1, x2.ndim))]
+    names1[axes[0]] = names2[axes[1]] = "k"
+    output = ["b", *(n for n in names1[1:] + names2[1:] if n != "k")]
+    return contract([x1, x2], [names1, names2], output)
+
+
+@operation("Einsum")
+def einsum(op, *xs):
+    text = op.subscripts.replace(" ", "")
+    if "..." in text or "->" not in text:
+        return barrier(f"its subscripts '{op.subscripts}' are not spelled out")
+    inputs, output = text.split("->")
+    return contract(xs, [list(names) for names in inputs.split(",")], list(output))
+
+
+def contract(xs, names, output):
+    """Sums of products, the axes of each operand given by name.
+
+    Args:
+        xs: the `Channels` multiplied.
+        names: for each of `xs` the names of its axes.
+        output: the names of the output's axes; all others are summed over.
+    """
+    if not all(isinstance(x, Channels) for x in xs):
+        return barrier("it multiplies by a constant tensor")
+    table = current().flow.table
+    places: dict[str, list[tuple[int, int]]] = {}
+    for number, (x, axes) in enumerate(zip(xs, names, strict=True)):
+        varied = varied_axes(x)
+        if len(varied) > 1:
+            table.tie_along(x.labels, varied[-1])
+        if varied:
+            places.setdefault(axes[varied[-1]], []).append((number, varied[-1]))
+    if len(places) > 1 or any(name in output for name in places):
+        return _stuck_contraction(xs, places, output)
+    shape = current().outputs[0]
+    if not places:
+        unknown = np.full((1,) * len(shape), np.nan)
+        return take(list(xs), lambda *_: unknown, labels=[table.new(*unknown.shape)])
+    ((name, found),) = places.items()
+    vectors = [table.tie_along(xs[number].labels, axis) for number, axis in found]
+    operands = [xs[number] for number, _ in found]
+    axes = [axis for _, axis in found]
+    for number, (x, own) in enumerate(zip(xs, names, strict=True)):
+        if name in own and number not in [n for n, _ in found]:
+            table.tie(x.labels.ravel()[:1], vectors[0])  # none can be told apart
+    for vector in vectors[1:]:
+        table.tie(vectors[0], vector)
+    return gather(operands, vectors[0], axes)
+
+
+def _stuck_contraction(xs, places, output):
+    """One axis of channels that is not summed over; more are not separable."""
+    kept = [name for name in places if name in output]
+    if len(places) > 1 or len(places[kept[0]]) != 1:
+        return barrier("it multiplies tensors along several axes of channels")
+    (name,) = kept
+    ((number, axis),) = places[name]
+    return same_rows(xs, number, axis, output.index(name))
+
+
+def same_rows(xs, number, axis, to):
+    """The output has the channels of one operand, along axis `to`."""
+    call = current()
+    shape = call.outputs[0]
+    vector = call.flow.table.tie_along(xs[number].labels, axis)
+    spread = [1] * len(shape)
+    spread[to] = vector.size
+    rank = math.prod(spread)
+
+    def move(*arrays):
+        rows = np.moveaxis(arrays[number], axis, -1).reshape(-1, rank)
+        zero = (rows == 0).all(axis=0)
+        return np.where(zero, 0.0, np.nan).reshape(spread)
+
+    return take(list(xs), move, labels=[vector.reshape(spread)])
