@@ -38,7 +38,7 @@ class _Plan:
         return -(-self.train // self.batch_size)
 
 
-_FULL = _Plan(4000, 1000, width=48, epochs=(6, 12), batch_size=80)
+_FULL = _Plan(4000, 1000, width=48, epochs=(5, 10), batch_size=40)
 _QUICK = _Plan(800, 200, width=24, epochs=(4, 8), batch_size=25)
 _BATCH = 200  # for predictions and latencies
 
@@ -341,7 +341,7 @@ def _train(plan: _Plan, digits, progress: _Progress):
     masked = wrap_model(dense)
     compile_model(masked, steps)
     schedule = PolynomialDecay(final_sparsity=SPARSITY, end_step=steps // 2)
-    pruning = FilterPruningCallback(schedule, frequency=5)
+    pruning = FilterPruningCallback(schedule, frequency=10)
     progress.say(f"Pruning {SPARSITY:.0%} of the filters")
     callbacks = [pruning, progress]
     history = masked.fit(*digits, epochs=masked_epochs, callbacks=callbacks, **fit)

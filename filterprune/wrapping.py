@@ -8,7 +8,13 @@ from filterprune.channels.activations import activation_of
 from filterprune.channels.flow import Call, gate_of
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import layer_rule
-from filterprune.channels.trace import check_model, copy_operation, is_graph, is_layer
+from filterprune.channels.trace import (
+    check_model,
+    copy_object,
+    copy_operation,
+    is_graph,
+    is_layer,
+)
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.normalising import MaskedActivation
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer
@@ -139,8 +145,12 @@ def _input_shape(layer):
 
 
 def _copy(layer):
-    new = copy_layer(layer)
-    build_alike(layer, new)
+    """A copy with the same weights, also of a layer that is only built by a call."""
+    try:
+        new = copy_layer(layer)
+        build_alike(layer, new)
+    except Exception:
+        return copy_object(layer)
     return new
 
 

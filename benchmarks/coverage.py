@@ -1,0 +1,154 @@
+"""What share of real nets can be pruned, and how exact compaction is.
+
+Builds nets of `keras.applications` (and of `keras-hub`, if it is installed)
+without weights from a hub, gives every weight a random value, closes half of
+every group at random, compacts, and compares. Writes `docs/coverage.rst` and
+`benchmarks/results/coverage.json`; nets measured before are skipped unless
+`--again` is given.
+
+    python benchmarks/coverage.py [--quick] [--again] [NAME ...]
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import tensorflow
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from exactness import close_at_random, difference, randomise  # noqa: E402
+
+import filterprune  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
+TABLE = ROOT / "docs" / "coverage.rst"
+QUICK = ("MobileNetV2", "ResNet50", "ConvNeXtTiny")
+# NASNetLarge and its like need room for their reductions.
+SMALLEST = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
+
+
+def constructors():
+    """Every constructor of `keras.applications` by name."""
+    found = vars(keras.applications).items()
+    return {
+        name: value
+        for name, value in sorted(found)
+        if callable(value) and name[0].isupper()
+    }
+
+
+def build(name):
+    """A net with random weights, at its smallest input."""
+    size = SMALLEST.get(name, 32)
+    constructor = constructors()[name]
+    options = {"weights": None, "classifier_activation": None}
+    try:
+        model = constructor(input_shape=(size, size, 3), **options)
+    except Exception:
+        model = constructor(**options)
+    return randomise(model)
+
+
+def measure(name, dtype):
+    """How exact one net is in one dtype, and what of it can be pruned."""
+    keras.utils.clear_session()
+    keras.config.set_floatx(dtype)
+    model = build(name)
+    report = filterprune.analyze(model)
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    started = time.perf_counter()
+    small = filterprune.compact(masked, verify=False)
+    seconds = time.perf_counter() - started
+    every = sum(group.filters for group in report.groups)
+    return {
+        "layers": len(model.layers),
+        "difference": difference(masked, small, size=96),
+        "prunable": sum(group.filters for group in report.prunable) / every,
+        "reasons": sorted({str(group.reason) for group in report.fixed}),
+        "barriers": list(report.barriers),
+        "params": [model.count_params(), small.count_params()],
+        "compact_seconds": seconds,
+    }
+
+
+def table(results):
+    """The results as reStructuredText."""
+    lines = [
+        "Coverage",
+        "========",
+        "",
+        "Made by ``python benchmarks/coverage.py`` with "
+        + ", ".join(f"{name} {value}" for name, value in results["versions"].items())
+        + ".",
+        "",
+        "Every net has random weights and statistics, half of every group of channels",
+        "is closed at random, and the outputs of the masked and the compact model are",
+        "compared: the largest difference, relative to the largest output. Prunable is",
+        "the share of filters that can be removed; the others are named by the reason.",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+        "   * - net",
+        "     - layers",
+        "     - prunable",
+        "     - float32",
+        "     - float64",
+        "     - what stays, and why",
+    ]
+    for name, cell in sorted(results["nets"].items()):
+        single, double = cell.get("float32"), cell.get("float64")
+        known = single or double
+        reasons = known["reasons"] + known["barriers"]
+        lines += [
+            f"   * - {name}",
+            f"     - {known['layers']}",
+            f"     - {known['prunable']:.1%}",
+            f"     - {single['difference']:.1e}" if single else "     - ",
+            f"     - {double['difference']:.1e}" if double else "     - ",
+            "     - " + "; ".join(reason.replace("`", "``") for reason in reasons),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="nets; all by default")
+    parser.add_argument("--quick", action="store_true", help="three nets only")
+    parser.add_argument("--again", action="store_true", help="measure all anew")
+    options = parser.parse_args()
+    names = options.names or (QUICK if options.quick else constructors())
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"nets": {}}
+    results["versions"] = {
+        "filterprune": filterprune.__version__,
+        "Keras": keras.__version__,
+        "TensorFlow": tensorflow.__version__,
+        "Python": platform.python_version(),
+    }
+    results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    for name in names:
+        cell = results["nets"].setdefault(name, {})
+        for dtype in ("float32", "float64"):
+            if options.again or dtype not in cell:
+                cell[dtype] = measure(name, dtype)
+                print(
+                    f"{name:20} {dtype}  prunable {cell[dtype]['prunable']:6.1%}  "
+                    f"difference {cell[dtype]['difference']:.1e}",
+                    flush=True,
+                )
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                TABLE.write_text(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Layers of one's own: by a rule, by the probe, or a barrier with a reason."""
+
+import keras
+import numpy as np
+import pytest
+from exactness import check_exact, close_at_random, randomise
+from keras import layers, ops
+
+import filterprune
+from filterprune.channels import registry
+
+
+class LayerScale(layers.Layer):
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(input_shape[-1],), name="gamma")
+
+    def call(self, x):
+        return x * self.gamma
+
+
+class SizedScale(layers.Layer):
+    """Its width is in its config, as in most zoos."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+
+    def build(self, _):
+        self.gamma = self.add_weight(shape=(self.width,), name="gamma")
+
+    def call(self, x):
+        return x * self.gamma
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+class Affine(LayerScale):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.beta = self.add_weight(shape=(input_shape[-1],), name="beta")
+
+    def call(self, x):
+        return x * self.gamma + self.beta
+
+
+class StochasticDepth(layers.Layer):
+    def call(self, x, training=None):
+        if training:
+            shape = (ops.shape(x)[0], 1, 1, 1)
+            return x * ops.floor(keras.random.uniform(shape) + 0.8)
+        return x
+
+
+class ScaledSum(layers.Layer):
+    def call(self, inputs):
+        return inputs[0] + 0.2 * inputs[1]
+
+
+class Centre(layers.Layer):
+    def call(self, x):
+        return x - ops.mean(x, axis=-1, keepdims=True)
+
+
+class OneNeighbour(layers.Layer):
+    """Only the last channel looks at another one."""
+
+    def call(self, x):
+        extra = ops.pad(x[..., :1], ((0, 0), (0, 0), (0, 0), (7, 0)))
+        return x + ops.relu(extra)
+
+
+class InTraining(layers.Layer):
+    """Channel-wise in inference, not in training."""
+
+    def call(self, x, training=None):
+        return x - ops.mean(x, axis=-1, keepdims=True) if training else x
+
+
+class Hidden(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = layers.Conv2D(8, 1)
+
+    def call(self, x):
+        return self.conv(x)
+
+
+class NoConfig(layers.Layer):
+    """Does not round-trip through its config."""
+
+    def __init__(self, function, other):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+def model_with(op, padding="same"):
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(x)
+    y = op(y)
+    y = layers.Conv2D(4, 3, padding=padding, name="second")(y)
+    y = layers.GlobalAveragePooling2D()(y)
+    return randomise(keras.Model(x, layers.Dense(2, name="head")(y)))
+
+
+def compacted(model):
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    return check_exact(masked, limit=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [LayerScale(), SizedScale(8), Affine(), StochasticDepth()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_channelwise_layer_passes_by_the_probe(layer):
+    model = model_with(lambda x: type(layer).from_config(layer.get_config())(x))
+    assert filterprune.analyze(model).barriers == ()
+    assert compacted(model).get_layer("first").filters == 4
+
+
+def test_a_sum_of_two_passes_by_the_probe():
+    model = model_with(lambda x: ScaledSum()([x, layers.Conv2D(8, 1, name="b")(x)]))
+    assert filterprune.analyze(model).barriers == ()
+    small = compacted(model)
+    assert small.get_layer("first").filters == small.get_layer("b").filters == 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (Centre, "it mixes channels"),
+        (OneNeighbour, "it mixes channels"),
+        (InTraining, "it mixes channels"),
+        (Hidden, "hides Conv2D"),
+    ],
+)
+def test_any_other_layer_is_a_barrier_with_a_reason(layer, words):
+    model = model_with(lambda x: layer(name="mine")(x))
+    report = filterprune.analyze(model)
+    assert len(report.barriers) == 1 and words in report.barriers[0]
+    assert "`mine`" in report.fixed[0].reason
+    small = compacted(model)
+    assert small.get_layer("first").filters == 8
+    assert small.get_layer("second").filters == 2
+
+
+def test_a_layer_that_has_no_config_is_carried_along():
+    model = model_with(lambda x: NoConfig(lambda y: y - 1.0, other=object())(x))
+    small = compacted(model)
+    assert small.get_layer("first").filters == 8
+    assert small.get_layer("second").filters == 2
+
+
+def test_a_rule_teaches_a_layer(monkeypatch):
+    monkeypatch.setattr(registry, "_LAYER_RULES", dict(registry._LAYER_RULES))
+
+    class Twice(layers.Layer):
+        """Each channel twice, side by side: the probe cannot know it."""
+
+        def call(self, x):
+            return ops.concatenate([x, -x], axis=-1)
+
+    model = model_with(lambda x: Twice(name="twice")(x))
+    assert filterprune.analyze(model).barriers != ()
+
+    @filterprune.rule(Twice)
+    def twice(layer, x):
+        return filterprune.channels.take(x, lambda a: np.concatenate([a, a], axis=-1))
+
+    assert filterprune.analyze(model).barriers == ()
+    assert compacted(model).get_layer("first").filters == 4
+
+
+def test_a_subclass_of_a_known_layer_must_opt_in():
+    class MyConv(layers.Conv2D):
+        def call(self, x):
+            return ops.flip(super().call(x), -1)
+
+    model = model_with(lambda x: MyConv(8, 1, name="mine")(x))
+    assert "`mine`" in filterprune.analyze(model).barriers[0]
+    assert compacted(model).get_layer("mine").filters == 8
+
+
+def test_a_rule_needs_a_class():
+    with pytest.raises(TypeError, match="layer classes"):
+        filterprune.rule("Conv2D")
