@@ -6,7 +6,7 @@ import keras
 
 from filterprune import criteria
 from filterprune.errors import PruningWarning
-from filterprune.schedules import Schedule, Timetable
+from filterprune.schedules import Schedule, Timetable, is_integer
 from filterprune.selection import Limits, Selector
 
 
@@ -68,7 +68,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
                 "Expected `schedule` to be a filterprune schedule, such as "
                 f"`PolynomialDecay(final_sparsity=0.5)`. Received: {schedule!r}"
             )
-        if isinstance(frequency, bool) or not isinstance(frequency, int):
+        if not is_integer(frequency):
             raise TypeError(
                 "Expected `frequency` to be an integer. Received: "
                 f"frequency={frequency!r}"
@@ -84,7 +84,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
             )
         criteria.get(criterion)
         self.schedule = schedule
-        self.frequency = frequency
+        self.frequency = int(frequency)
         self.criterion = criterion
         self.limits = Limits(scope, min_filters, round_to)
         self.end_fraction = end_fraction
@@ -147,8 +147,11 @@ class FilterPruningCallback(keras.callbacks.Callback):
         end = plan.end_step
         if end is None:
             steps = self.params["steps"]
-            total = round(self.end_fraction * self.params["epochs"] * steps)
-            end = max(step - epoch * steps + total, plan.begin_step + 1)
+            # The optimizer counts updates: one for so many batches.
+            steps /= self.model.optimizer.gradient_accumulation_steps or 1
+            total = self.end_fraction * self.params["epochs"] * steps
+            start = step - round(epoch * steps)
+            end = max(start + round(total), plan.begin_step + 1)
             plan = plan.with_end(end)
         return plan, Timetable(plan.begin_step, end, self.frequency)
 

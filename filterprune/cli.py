@@ -80,16 +80,18 @@ def _demo(args) -> int:
     try:
         demo.check_packages()
         folder = demo.make_folder(args.output)
-    except (ImportError, OSError) as error:
+    except ImportError as error:
         return _refuse(error)
+    except OSError as error:
+        return _refuse(f"cannot save to {args.output}: {error.strerror}")
     from rich.console import Console
 
     console = Console()
     result = demo.run(args.seed, folder, args.quick, console)
     console.print(result.table())
-    for text, figures in (("Dense", result.dense), ("Compact", result.compact)):
-        console.print(f"{text}: {figures.path}", highlight=False, soft_wrap=True)
-    console.print(f"Done in {result.seconds:.0f} s. Both load with Keras alone.")
+    print(f"Saved {result.dense.path}")
+    print(f"Saved {result.compact.path}, which loads with Keras alone.")
+    print(f"Done in {result.seconds:.0f} s.")
     return 0
 
 

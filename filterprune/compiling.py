@@ -1,12 +1,14 @@
 """Carrying what `compile` and `fit` made over to the compact model."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
 from filterprune.channels.survivors import Survivors
+from filterprune.errors import PruningWarning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,9 +26,50 @@ class Move:
     axes: tuple
 
 
+def recompile(model, new) -> bool:
+    """Compile `new` as `model` is, with fresh state.
+
+    Losses, metrics and optimizers of the user's own need not be registered.
+
+    Returns:
+        Whether that was possible. If not, a warning says why.
+    """
+    own = [model.optimizer, *keras.tree.flatten(model.loss), *model.metrics]
+    known = {}
+    for value in own:
+        for part in (value, type(value)):
+            known[getattr(part, "__name__", "")] = part
+    for function in _functions(model):
+        known[function.__name__] = function
+    try:
+        with keras.saving.custom_object_scope(known):
+            new.compile_from_config(model.get_compile_config())
+    except Exception as error:
+        warnings.warn(
+            f"'{new.name}' is not compiled, because what '{model.name}' is compiled "
+            f"with cannot be copied: {error} Call `compile` on it.",
+            PruningWarning,
+            stacklevel=4,
+        )
+        return False
+    return True
+
+
+def _functions(model) -> list:
+    """Metric functions, which Keras wraps in metric objects."""
+    found = []
+    for metric in model.metrics:
+        for part in getattr(metric, "metrics", [metric]):
+            function = getattr(part, "_fn", None)
+            if function is not None and hasattr(function, "__name__"):
+                found.append(function)
+    return found
+
+
 def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> None:
     """Compile `small` as `masked` is, with the optimizer's state sliced."""
-    small.compile_from_config(masked.get_compile_config())
+    if not recompile(masked, small):
+        return
     old, new = masked.optimizer, getattr(small, "optimizer", None)
     if old is None or new is None or not old.built:
         return

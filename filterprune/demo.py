@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import io
+import os
 import pathlib
 import time
 
@@ -153,7 +154,6 @@ class _Progress(keras.callbacks.Callback):
 
     def say(self, text: str) -> None:
         """Announce what comes next."""
-        self._text = text
         self._bar.update(self._task, description=text)
         if self._plain:
             self._console.print(text)
@@ -183,7 +183,7 @@ def check_packages() -> None:
         )
 
 
-def make_folder(path) -> pathlib.Path:
+def make_folder(path: str | os.PathLike) -> pathlib.Path:
     """The directory of a path, absolute; made if it is not there."""
     folder = pathlib.Path(path).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,12 @@ def compile_model(model: keras.Model, steps: int) -> None:
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
 
 
-def run(seed=0, output=None, quick=False, console=None) -> DemoResult:
+def run(
+    seed: int = 0,
+    output: str | os.PathLike | None = None,
+    quick: bool = False,
+    console=None,
+) -> DemoResult:
     """Train a net on digits, prune it while it trains on, compact it, measure.
 
     Args:

@@ -40,8 +40,13 @@ def build_alike(layer, new) -> None:
     """Build `new` as `layer` was built and give it the same weights."""
     if not layer.built:
         return
-    if not new.built:
-        new.build_from_config(layer.get_build_config() or {})
+    config = layer.get_build_config() or {}
+    shape = config.get("input_shape")
+    by_call = type(layer).build is keras.layers.Layer.build and layer.weights
+    if by_call and shape is not None:  # its parts are built when it is called
+        new(keras.ops.zeros([size or 1 for size in shape]))
+    elif not new.built:
+        new.build_from_config(config)
     copy_weights(layer, new)
 
 

@@ -102,10 +102,11 @@ class Report:
 
     def _tables(self):
         from rich import box
+        from rich.markup import escape
         from rich.table import Table
 
         groups = Table(
-            title=f"Groups of channels in '{self.model_name}'",
+            title=escape(f"Groups of channels in '{self.model_name}'"),
             box=box.SIMPLE_HEAD,
             title_justify="left",
         )
@@ -116,21 +117,23 @@ class Report:
         for group in self.groups:
             words = "yes" if group.prunable else f"no: {group.reason}"
             words += "".join(f"; some stay: {reason}" for reason in group.stays)
-            groups.add_row(group.name, str(group.size), str(group.alive), words)
+            groups.add_row(
+                escape(group.name), str(group.size), str(group.alive), escape(words)
+            )
         yield groups
         if self.barriers:
             barriers = Table(title="Not understood", box=box.SIMPLE_HEAD)
             barriers.title_justify = "left"
             barriers.add_column("what, and why", overflow="fold")
             for barrier in self.barriers:
-                barriers.add_row(barrier)
+                barriers.add_row(escape(barrier))
             yield barriers
         costs = Table(title="Cost", box=box.SIMPLE_HEAD, title_justify="left")
         costs.add_column("layer", overflow="fold")
         for name in ("params", "MACs", "bytes"):
             costs.add_column(name, justify="right", no_wrap=True)
         for layer in self.layers:
-            costs.add_row(layer.name, *_cells(layer.before, layer.after))
+            costs.add_row(escape(layer.name), *_cells(layer.before, layer.after))
         costs.add_section()
         costs.add_row("total", *_cells(self.before, self.after))
         yield costs

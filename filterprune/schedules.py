@@ -1,15 +1,21 @@
 """Sparsity schedules: pure functions of the step."""
 
 import dataclasses
+import numbers
 
 import keras
 
 
+def is_integer(value) -> bool:
+    """Whether a value is a whole number, of Python or of numpy, and no boolean."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def check_sparsity(name: str, value, *, allow_zero: bool = True) -> float:
     """The value as a float; raises unless it is a fraction in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"Expected `{name}` to be a number. Received: {name}={value!r}")
-    if not 0 <= value < 1:
+    if not 0 <= float(value) < 1:
         raise ValueError(
             f"Expected `{name}` to be a fraction of the filters in [0, 1), such as "
             f"0.5 for half of them. Received: {name}={value!r}"
@@ -17,8 +23,15 @@ def check_sparsity(name: str, value, *, allow_zero: bool = True) -> float:
     return float(value)
 
 
+def _plain(value):
+    """A number of Python's own, so that a config can be written as JSON."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
 def _check_step(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not is_integer(value) or value < 0:
         raise ValueError(
             f"Expected `{name}` to be a step, an integer of at least 0. "
             f"Received: {name}={value!r}"
@@ -46,7 +59,7 @@ class Schedule:
     def get_config(self) -> dict:
         """The arguments that make an equal schedule."""
         return {
-            field.name: getattr(self, field.name)
+            field.name: _plain(getattr(self, field.name))
             for field in dataclasses.fields(self)  # type: ignore[arg-type]
         }
 
@@ -108,7 +121,7 @@ class PolynomialDecay(Schedule):
                     "Expected `begin_step` to be below `end_step`. Received: "
                     f"begin_step={self.begin_step}, end_step={self.end_step}"
                 )
-        if not isinstance(self.power, (int, float)) or self.power <= 0:
+        if not isinstance(self.power, numbers.Real) or not self.power > 0:
             raise ValueError(
                 f"Expected `power` to be above 0. Received: power={self.power!r}"
             )

@@ -9,7 +9,7 @@ import numpy as np
 from filterprune import criteria
 from filterprune.channels.groups import Analysis, Group, study
 from filterprune.channels.trace import check_model
-from filterprune.schedules import check_sparsity
+from filterprune.schedules import check_sparsity, is_integer
 
 SCOPES = ("global", "layer")
 
@@ -39,9 +39,9 @@ class Limits:
             ("min_filters", self.min_filters),
             ("round_to", self.round_to),
         ):
-            if name == "round_to" and value is None:
+            if value is None and name == "round_to":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value) or int(value) < 1:  # type: ignore[arg-type]
                 raise ValueError(
                     f"Expected `{name}` to be an integer of at least 1. "
                     f"Received: {name}={value!r}"
@@ -70,11 +70,22 @@ class Limits:
             floor = min(math.ceil(floor / self.round_to) * self.round_to, size)
         return floor
 
-    def rounded(self, keep: int, size: int) -> int:
-        """The allowed number of slots nearest to `keep`, larger if in doubt."""
-        if self.round_to is not None and keep < size:
-            keep = math.floor(keep / self.round_to + 0.5) * self.round_to
-        return min(max(keep, self.floor(size)), size)
+    def rounded(self, keep: int, size: int, most: int) -> int:
+        """The allowed number of slots nearest to `keep`, larger if in doubt.
+
+        Args:
+            keep: how many slots are wanted.
+            size: how many slots the group has.
+            most: how many of them are still open.
+        """
+        least = min(self.floor(size), most)
+        if self.round_to is None or keep == size:
+            return min(max(keep, least), most)
+        widths = [*range(self.round_to, most + 1, self.round_to)]
+        widths += [size] if most == size else []
+        widths = [width for width in widths if width >= least] or [most]
+        odd = self.round_to  # a multiple, rather than all of an odd number
+        return min(widths, key=lambda n: (abs(n - keep), n % odd > 0, -n))
 
 
 class Selector:
@@ -183,45 +194,41 @@ class Selector:
         """
         closed = self.closed()
         order = np.where(closed, -np.inf, self.scores())
-        keep = self._keep(order, sparsity)
+        keep = self._keep(order, closed, sparsity)
         chosen = np.zeros(closed.size, bool)
         for part, count in zip(self._slices, keep, strict=True):
             ranked = np.argsort(order[part], kind="stable")
             chosen[part.start + ranked[: ranked.size - count]] = True
         return chosen
 
-    def _keep(self, order: np.ndarray, sparsity: float) -> list[int]:
+    def _keep(self, order, closed, sparsity: float) -> list[int]:
         """How many slots each group keeps."""
-        limits = self.limits
-        if limits.scope == "layer":
+        if self.limits.scope == "layer":
             keep = [
                 group.size - math.floor(sparsity * group.size + 0.5)
                 for group in self.groups
             ]
         else:
-            keep = self._keep_globally(order, sparsity)
+            keep = self._keep_globally(order, closed, sparsity)
         return [
-            limits.rounded(count, group.size)
-            for count, group in zip(keep, self.groups, strict=True)
+            self.limits.rounded(count, group.size, int((~closed[part]).sum()))
+            for count, group, part in zip(keep, self.groups, self._slices, strict=True)
         ]
 
-    def _keep_globally(self, order, sparsity) -> list[int]:
+    def _keep_globally(self, order, closed, sparsity: float) -> list[int]:
         """Close the least important slots of all until the budget is spent."""
-        allowed = np.ones(order.size, bool)
+        allowed = ~closed
         for part, group in zip(self._slices, self.groups, strict=True):
             ranked = np.argsort(order[part], kind="stable")
             floor = self.limits.floor(group.size)
             allowed[part.start + ranked[group.size - floor :]] = False
         ranked = np.argsort(order, kind="stable")
         ranked = ranked[allowed[ranked]]
+        budget = sparsity * self.filters - self._filters[closed].sum()
         spent = np.cumsum(self._filters[ranked])
         # The last slot is taken if that comes nearer to the budget.
-        budget = sparsity * self.filters
-        close = ranked[spent - self._filters[ranked] / 2 <= budget]
-        if sparsity == 0:
-            close = close[np.isneginf(order[close])]
-        closing = np.zeros(order.size, bool)
-        closing[close] = True
+        closing = closed.copy()
+        closing[ranked[spent - self._filters[ranked] / 2 < budget]] = True
         return [int((~closing[part]).sum()) for part in self._slices]
 
     def set_gates(self, closed: np.ndarray) -> None:
@@ -255,7 +262,8 @@ def masked_analysis(model) -> Analysis:
     if not analysis.masks:
         raise ValueError(
             f"Expected a model with gates. Received: '{model.name}', which has "
-            "none. Wrap it first: `masked = filterprune.wrap_model(model)` or "
+            "none. Wrap it first, and leave something to prune: "
+            "`masked = filterprune.wrap_model(model)` or "
             "`keras.models.clone_model(model, clone_function=filterprune.wrap)`."
         )
     return analysis

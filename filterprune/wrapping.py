@@ -1,5 +1,6 @@
 """Wrapping layers and whole models: the first of the three moves."""
 
+import difflib
 from collections.abc import Callable, Iterable
 
 import keras
@@ -15,6 +16,7 @@ from filterprune.channels.trace import (
     is_graph,
     is_layer,
 )
+from filterprune.compiling import recompile
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.normalising import MaskedActivation
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer
@@ -53,6 +55,11 @@ def wrap(layer):
             f"Expected a layer that is not masked yet. Received: '{layer.name}' "
             f"(of type {type(layer).__name__}). The model was wrapped already; "
             "wrap the original model instead."
+        )
+    if not isinstance(layer, keras.Operation):
+        raise TypeError(
+            "Expected a Keras layer (or an operation of a graph). Received: "
+            f"{layer!r} (of type {type(layer).__name__})"
         )
     if not is_layer(layer):
         return copy_operation(layer)
@@ -115,7 +122,7 @@ def wrap_model(model, exclude=()):
 
     masked = Rebuilder(make, after=after).rebuild(model)
     if model.compiled:
-        masked.compile_from_config(model.get_compile_config())
+        recompile(model, masked)
     return masked
 
 
@@ -126,12 +133,12 @@ def _needs_gate(layer) -> bool:
     shape = _input_shape(layer)
     if shape is None or not layer.built:
         cls = masked_class(type(layer))
-        facts = activation_of(layer)
-        idle = cls is MaskedActivation and facts.keeps_zero
-        return cls is not None and not idle
+        if cls is not None:
+            return cls is not MaskedActivation or not activation_of(layer).keeps_zero
+        shape = (None, 4)  # any will do for a layer that has no weights
     try:
         gate = gate_of(layer, shape)
-    except ValueError:
+    except Exception:  # its outputs cannot be gated
         return False
     return gate.makes or not gate.keeps_zero
 
@@ -183,13 +190,20 @@ def _exclusion(model, exclude) -> Callable[[Call], bool]:
     calls = study(model).flow.calls
     for entry, test in tests:
         if not any(test(call) for call in calls):
-            names = ", ".join(f"'{call.path}'" for call in calls[:8])
             raise ValueError(
                 "Expected every entry of `exclude` to match a layer of the model "
-                f"'{model.name}'. Received: {entry!r}, which matches none. Its "
-                f"layers are {names}{', ...' if len(calls) > 8 else ''}."
+                f"'{model.name}'. Received: {entry!r}, which matches none. "
+                + _suggestion(entry, calls)
             )
     return lambda call: any(test(call) for _, test in tests)
+
+
+def _suggestion(entry, calls) -> str:
+    names = [call.path for call in calls]
+    near = difflib.get_close_matches(str(entry), names, n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    listed = ", ".join(f"'{name}'" for name in names[:8])
+    return f"{hint}Its layers are {listed}{', ...' if len(names) > 8 else ''}."
 
 
 def _test(entry) -> Callable[[Call], bool]:

@@ -3,7 +3,6 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import keras
 import pytest
@@ -12,7 +11,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _fresh_keras():
     """Same names and seeds in every test, whatever ran before."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     keras.config.set_floatx("float32")
     yield

@@ -85,6 +85,7 @@ class Masked(keras.layers.Wrapper):
                 f"(of type {type(layer).__name__}). Use `filterprune.wrap(layer)`, "
                 "which picks the masked layer that fits."
             )
+        kwargs.pop("activity_regularizer", None)  # in a config: that of `layer`
         kwargs.setdefault("name", layer.name)
         kwargs.setdefault("dtype", layer.dtype_policy)
         kwargs.setdefault("trainable", layer.trainable)

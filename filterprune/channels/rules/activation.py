@@ -44,11 +44,9 @@ def softmax_operation(op, x):
 
 def _softmax(x, axes):
     varied = varied_axes(x)
-    mask = current().mask
-    if not varied and mask is not None:
-        return normalise(x, axis=mask.axis)
     if not varied:
-        return fixed(x, coupling(current(), "softmax"))
+        mask = current().mask
+        return normalise(x, axis=x.ndim - 1 if mask is None else mask.axis)
     if len(varied) > 1:
         return fixed(x, coupling(current(), "softmax"))
     if varied[0] in axes:

@@ -42,7 +42,7 @@ def blocks(op, x):
     axis = channel_axis(op)
     table.tie_along(x.labels, axis)
     output = take(x, run_on_arrays([x]))
-    table.tie_along(output.labels, axis)  # pixels cannot go, channels can
+    table.tie_along(output.labels, axis)  # type: ignore[union-attr]  # pixels cannot go, channels can
     return output
 
 

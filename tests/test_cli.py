@@ -1,0 +1,110 @@
+"""The command line, as a user meets it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import filterprune
+from filterprune import cli, demo
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(*args, cwd):
+    """Run `python -m filterprune` in a process of its own."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, "-m", "filterprune", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def test_demo_prints_one_table_and_saves_both_models(tmp_path):
+    done = start("demo", "--quick", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    headers = [line.split() for line in lines].count(
+        ["dense", "masked", "compact", "change"]
+    )
+    assert headers == 1
+    for row in ("accuracy on 200 unseen", "parameters", "MACs per image"):
+        assert sum(line.strip().startswith(row) for line in lines) == 1
+    for row in (".keras file, bytes", "ms per image, batch of 200"):
+        assert sum(line.strip().startswith(row) for line in lines) == 1
+    assert "\x1b" not in done.stdout  # no terminal, no escape codes
+    assert sum(line.strip().startswith("epoch ") for line in lines) == 12
+    for name in ("dense.keras", "compact.keras"):
+        path = tmp_path / "out" / name
+        assert str(path) in done.stdout
+        assert keras.saving.load_model(path).output_shape == (None, 10)
+
+
+def test_version_and_help(tmp_path):
+    done = start("--version", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"filterprune {filterprune.__version__}"
+    done = start("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "demo" in done.stdout
+
+
+def test_help_of_the_demo_names_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["demo", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("--seed", "--output", "--quick", demo.FOLDER):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: VERB"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["demo", "--speed"], "unrecognized arguments: --speed"),
+        (["demo", "--seed", "one"], "expected an integer from 0 to"),
+        (["demo", "--seed", "-1"], "received '-1'"),
+        (["demo", "--seed", str(2**32)], f"received '{2**32}'"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_a_message(argv, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert not captured.out
+
+
+def test_output_that_is_a_file_is_refused(tmp_path, capsys):
+    path = tmp_path / "taken"
+    path.touch()
+    assert cli.main(["demo", "--output", str(path)]) == 2
+    assert f"cannot save to {path}: File exists" in capsys.readouterr().err
+
+
+def test_missing_package_is_a_message(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    assert cli.main(["demo", "--output", str(tmp_path / "new")]) == 2
+    error = capsys.readouterr().err
+    assert "mlxtend" in error and 'pip install "filterprune[demo]"' in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_interrupt_leaves_no_traceback(monkeypatch, tmp_path, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run", interrupted)
+    assert cli.main(["demo", "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
