@@ -13,19 +13,28 @@ Weights are bound by keyword, `kernel="... in out"`: one word an axis, `in` and
 nothing is removed, `...` for any number of those.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
-import keras
 import numpy as np
 
 from filterprune.channels.activations import activation_of
-from filterprune.channels.flow import Ambiguous, Gate, current, describe
+from filterprune.channels.binding import (
+    bind_weights,
+    gate_output,
+    note_resizing,
+    with_outputs,
+)
+from filterprune.channels.constants import (
+    GENERIC,
+    count_positions,
+    largest_at_zero,
+    run_constant_map,
+    run_elementwise,
+    spread,
+    values_along,
+)
+from filterprune.channels.flow import Ambiguous, current, describe
 from filterprune.channels.labels import Channels, fit, squeeze_uniform
-from filterprune.channels.registry import weight_of
-
-# What stands for "some constant, not zero" while weights may still change.
-_GENERIC = 0.5772156649
 
 
 def channel_axis(layer) -> int:
@@ -37,97 +46,6 @@ def _along(x: Channels, axis: int) -> np.ndarray:
     """The labels of `x` along `axis`, of shape `(size,)`; all else is tied."""
     labels = current().flow.table.tie_along(x.labels, axis)
     return np.broadcast_to(labels, (x.size(axis),))
-
-
-def _spread(vector: np.ndarray, ndim: int, axis: int) -> np.ndarray:
-    shape = [1] * ndim
-    shape[axis] = vector.size
-    return vector.reshape(shape)
-
-
-def _words(spec: str, ndim: int) -> list[str]:
-    """The axes of a weight by name, `_` where nothing is removed."""
-    words = spec.split()
-    free = ndim - len(words) + words.count("...")
-    found = []
-    for word in words:
-        found += ["_"] * free if word == "..." else [word]
-    return found
-
-
-def _bind(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
-    """Bind the weights of the current call by their specs."""
-    call = current()
-    for name, spec in names.items():
-        weight = weight_of(call.op, name)
-        if weight is None:
-            continue
-        words = _words(spec, len(weight.shape))
-        if not set(words) <= {"_", *known}:
-            raise ValueError(
-                f"Expected the axes of `{name}` to be named by {sorted(known)}, "
-                f"`_` or `...`. Received: '{spec}'"
-            )
-        axes = [known.get(word) for word in words]
-        sizes = [None if axis is None else axis.size for axis in axes]
-        if len(sizes) != len(weight.shape) or any(
-            size not in (None, real) for size, real in zip(sizes, weight.shape)
-        ):
-            raise ValueError(
-                f"Expected `{name}` of shape {tuple(weight.shape)} to fit "
-                f"'{spec}', whose axes have the sizes {sizes}"
-            )
-        call.flow.bind(call, name, tuple(axes))
-
-
-def _resize(resize, known: dict[str, np.ndarray]) -> None:
-    """Note which entries of the layer's config count channels."""
-    if resize is None:
-        return
-    if isinstance(resize, str):
-        resize = {resize: "out"}
-    call = current()
-    for key, what in resize.items():
-        if isinstance(what, str):
-            labels = known[what]
-            call.flow.binding(call).config[key] = _counter(labels)
-        else:
-            call.flow.binding(call).config[key] = what
-
-
-def _counter(labels):
-    return lambda survivors: survivors.count(labels)
-
-
-def _gate(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
-    """Note how the current call's output is gated."""
-    call = current()
-    size = labels.shape[axis]
-    shapes = {}
-    for name in gates:
-        weight = weight_of(call.op, name)
-        if weight is not None:
-            shapes[name] = _gate_shape(tuple(weight.shape), specs[name], size)
-    factor = None
-    if gates and gates[0] in shapes:
-        axis_words = _words(specs[gates[0]], len(shapes[gates[0]]))
-        word = "out" if "out" in axis_words else "in"
-        factor = (gates[0], axis_words.index(word))
-    if factor is None or not activation_of(call.op).keeps_zero:
-        shapes = {}  # only the output can be gated
-    call.gate = Gate(labels, axis, shapes, factor, makes, keeps_zero)
-
-
-def _gate_shape(shape: tuple, spec: str, size: int) -> tuple:
-    """The shape in which `size` gates broadcast to a weight."""
-    words = _words(spec, len(shape))
-    for word in ("out", "in"):
-        if word in words:
-            axis = words.index(word)
-            wide = 1 if shape[axis] == size else 2  # a depthwise multiplier
-            ones = (1,) * axis
-            return ones + shape[axis : axis + wide] + (1,) * (len(shape) - axis - wide)
-    raise ValueError(f"Expected an axis `out` or `in`. Received: '{spec}'")
 
 
 def mix(
@@ -177,21 +95,21 @@ def mix(
         columns = made.reshape(groups, -1)
         table.tie(columns[1:], columns[:1])
     known = {"read": read, "in": mixed[: mixed.size // groups], "out": made}
-    _bind(weights, known)
-    _resize(resize, known)
-    output = Channels(shape, _spread(made, len(shape), axis))
+    bind_weights(weights, known)
+    note_resizing(resize, known)
+    output = Channels(shape, spread(made, len(shape), axis))
     for name in weights:
         if len(getattr(getattr(call.op, name, None), "shape", ())) > 1:
             at = output if positions == "out" else x
-            call.products.append((name, _positions(at, axis)))
+            call.products.append((name, count_positions(at, axis)))
     if gates is None:
         gates = [name for name, spec in weights.items() if "out" in spec.split()]
-    _gate(output.labels, axis % len(shape), gates, weights, makes=True)
+    gate_output(output.labels, axis % len(shape), gates, weights, makes=True)
     if not activation.elementwise:
         table.pin(made, coupling(call, activation.name))
 
     def worth(valuation, values):
-        constants = _vector(values[0], axis, read.size)
+        constants = values_along(values[0], axis, read.size)
         valuation.read(call, read, constants, fold)
         return [np.full(output.labels.shape, np.nan)]
 
@@ -247,20 +165,20 @@ def same(
         labels = x.labels
         read = made = np.zeros(0, int)
         to = _gated_axis(call, x)
-        _resize(resize, {})
+        note_resizing(resize, {})
     else:
         read = _along(x, axis)
         made = np.repeat(read, repeat)
-        labels = x.labels if elementwise else _spread(made, len(shape), to)
+        labels = x.labels if elementwise else spread(made, len(shape), to)
         known = {"in": read, "out": made}
-        _bind(weights, known)
-        _resize(resize, known)
+        bind_weights(weights, known)
+        note_resizing(resize, known)
     output = Channels(shape, labels)
     if product is not None:
-        call.products.append((product, _positions(output, to)))
+        call.products.append((product, count_positions(output, to)))
     at_zero = 0.0
     if keeps_zero is None:
-        at_zero = _at_zero(call, x) if not weights else np.inf
+        at_zero = largest_at_zero(call, x) if not weights else np.inf
         keeps_zero = at_zero == 0
     keeps_zero = keeps_zero and activation.keeps_zero
     gateable = weights or np.isfinite(at_zero)  # zero times infinity is no zero
@@ -268,7 +186,7 @@ def same(
         whole = list(labels.shape)
         whole[to] = output.size(to)
         gated = np.broadcast_to(labels, whole)
-        _gate(
+        gate_output(
             gated,
             to % len(shape),
             gates,
@@ -282,17 +200,17 @@ def same(
         if keeps_zero and not (value[~np.isnan(value)] != 0).any():
             if elementwise:
                 return [value]
-            vector = _vector(value, axis, x.size(axis))
-            return [_spread(np.repeat(vector, repeat), len(shape), to)]
+            vector = values_along(value, axis, x.size(axis))
+            return [spread(np.repeat(vector, repeat), len(shape), to)]
         if not read.size:
-            return [_elementwise(call, x, value)]
-        vector = _vector(value, axis, x.size(axis))
+            return [run_elementwise(call, x, value)]
+        vector = values_along(value, axis, x.size(axis))
         if valuation.hypothetical and weights:
-            result = np.where(np.isnan(vector), np.nan, _GENERIC).repeat(repeat)
+            result = np.where(np.isnan(vector), np.nan, GENERIC).repeat(repeat)
         else:
-            result = _constant_map(call, x, vector, axis, to, repeat, elementwise)
+            result = run_constant_map(call, x, vector, axis, to, repeat, elementwise)
         valuation.changed(call, np.repeat(read, repeat), result)
-        return [_spread(result, len(shape), to)]
+        return [spread(result, len(shape), to)]
 
     call.step([x], [output], worth)
     return output
@@ -330,10 +248,10 @@ def normalise(
     if groups > 1:
         rows = read.reshape(groups, -1)
         table.tie(rows[1:], rows[:1])
-    _bind(weights, {"in": read})
-    labels = _spread(read, x.ndim, axis)
+    bind_weights(weights, {"in": read})
+    labels = spread(read, x.ndim, axis)
     output = Channels(call.outputs[0], labels)
-    _gate(labels, axis % x.ndim, gates, weights, makes=False)
+    gate_output(labels, axis % x.ndim, gates, weights, makes=False)
 
     def worth(valuation, values):
         valuation.agree(call, read)
@@ -375,7 +293,9 @@ def take(
         for shape, labels in zip(call.outputs, arrays, strict=True)
     ]
     if resize is not None:
-        _resize({key: _bound(fn, outputs) for key, fn in resize.items()}, {})
+        note_resizing(
+            {key: with_outputs(fn, outputs) for key, fn in resize.items()}, {}
+        )
 
     def worth(valuation, values):
         full = [np.broadcast_to(v, x.labels.shape) for v, x in zip(values, xs)]
@@ -385,10 +305,6 @@ def take(
 
     call.step(xs, outputs, worth)
     return outputs if several else outputs[0]
-
-
-def _bound(function, outputs):
-    return lambda survivors: function(survivors, *outputs)
 
 
 def join(
@@ -481,7 +397,7 @@ def gather(
 
     def worth(valuation, values):
         vectors = [
-            _vector(value, axis, labels.size)
+            values_along(value, axis, labels.size)
             for value, axis in zip(values, axes, strict=True)
         ]
         zero = np.logical_or.reduce([vector == 0 for vector in vectors])
@@ -500,17 +416,17 @@ def join_unknown(xs, axis: int, resize, weights, keeps_zero: bool) -> Channels:
     for x in xs[1:]:
         table.tie(read, _along(x, axis))
     known = {"in": read}
-    _bind(weights, known)
-    _resize(resize, known)
+    bind_weights(weights, known)
+    note_resizing(resize, known)
     shape = call.outputs[0]
-    output = Channels(shape, _spread(read, len(shape), axis))
+    output = Channels(shape, spread(read, len(shape), axis))
 
     def worth(valuation, values):
-        vectors = [_vector(value, axis, read.size) for value in values]
+        vectors = [values_along(value, axis, read.size) for value in values]
         zero = np.logical_and.reduce([vector == 0 for vector in vectors])
         result = np.where(zero & keeps_zero, 0.0, np.nan)
         valuation.changed(call, read, result)
-        return [_spread(result, len(shape), axis)]
+        return [spread(result, len(shape), axis)]
 
     call.step(xs, [output], worth)
     return output
@@ -570,71 +486,9 @@ def _of_rank(x: Channels, ndim: int) -> Channels:
     return Channels(shape, labels, x.constant)
 
 
-def _vector(value: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Values along `axis`; unknown where they differ along another axis."""
-    rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
-    first = np.where((rows == rows[:1]).all(axis=0), rows[0], np.nan)
-    return np.broadcast_to(first, (size,))
-
-
-def _positions(x: Channels, axis: int) -> int:
-    """How many positions one sample has; an unknown size counts once."""
-    sizes = [size or 1 for size in x.shape]
-    sizes[0] = sizes[axis] = 1
-    return math.prod(sizes)
-
-
 def _gated_axis(call, x: Channels) -> int:
     """The axis that a gate on an element-wise layer runs along."""
     if call.mask is not None:
         return call.mask.axis
     several = [axis for axis, size in enumerate(x.labels.shape) if size > 1]
     return several[0] if len(several) == 1 else -1
-
-
-def _arguments(call, x: Channels, array) -> list:
-    """One tensor for each of the call's: `array` for the channels read."""
-    arrays = [
-        array if given is x else np.zeros([size or 1 for size in given.shape])
-        for given in call.inputs
-    ]
-    return [
-        keras.ops.cast(array, tensor.dtype)
-        for array, tensor in zip(arrays, call.node.inputs, strict=True)
-    ]
-
-
-def _numpy(tensor) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(tensor), "float64")
-
-
-def _at_zero(call, x: Channels) -> float:
-    """The largest value that the bare operation makes of zero."""
-    zeros = np.zeros((1,) * x.ndim)
-    return float(np.abs(_numpy(call.run(*_arguments(call, x, zeros)))).max())
-
-
-def _elementwise(call, x: Channels, value: np.ndarray) -> np.ndarray:
-    filled = np.where(np.isnan(value), 1.0, value)
-    result = _numpy(call.run(*_arguments(call, x, filled)))
-    return np.where(np.isnan(value) | ~np.isfinite(result), np.nan, result)
-
-
-def _constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarray:
-    """What the real layer makes of channels that are constant over the map."""
-    shape = [1 if elementwise or size is None else size for size in x.shape]
-    shape[0] = 1
-    if not elementwise:  # an unknown size: large enough to show its borders
-        shape[1:] = [
-            64 if size is None else known
-            for size, known in zip(x.shape[1:], shape[1:], strict=True)
-        ]
-    shape[axis] = vector.size
-    filled = np.where(np.isnan(vector), 0.0, vector)
-    array = np.broadcast_to(_spread(filled, x.ndim, axis), shape)
-    result = _numpy(call.run(*_arguments(call, x, array)))
-    rows = np.moveaxis(result, to, -1).reshape(-1, result.shape[to])
-    spread = np.ptp(rows, axis=0)
-    even = spread <= 1e-6 * np.maximum(np.abs(rows).max(axis=0), 1e-30)
-    unknown = np.repeat(np.isnan(vector), repeat)
-    return np.where(even & ~unknown, rows[0], np.nan)

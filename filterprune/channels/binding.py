@@ -1,0 +1,96 @@
+"""Binding weights to labels, noting what to resize, and placing gates."""
+
+import numpy as np
+
+from filterprune.channels.activations import activation_of
+from filterprune.channels.flow import Gate, current
+from filterprune.channels.registry import weight_of
+
+
+def _words(spec: str, ndim: int) -> list[str]:
+    """The axes of a weight by name, `_` where nothing is removed."""
+    words = spec.split()
+    free = ndim - len(words) + words.count("...")
+    found = []
+    for word in words:
+        found += ["_"] * free if word == "..." else [word]
+    return found
+
+
+def bind_weights(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
+    """Bind the weights of the current call by their specs."""
+    call = current()
+    for name, spec in names.items():
+        weight = weight_of(call.op, name)
+        if weight is None:
+            continue
+        words = _words(spec, len(weight.shape))
+        if not set(words) <= {"_", *known}:
+            raise ValueError(
+                f"Expected the axes of `{name}` to be named by {sorted(known)}, "
+                f"`_` or `...`. Received: '{spec}'"
+            )
+        axes = [known.get(word) for word in words]
+        sizes = [None if axis is None else axis.size for axis in axes]
+        if len(sizes) != len(weight.shape) or any(
+            size not in (None, real) for size, real in zip(sizes, weight.shape)
+        ):
+            raise ValueError(
+                f"Expected `{name}` of shape {tuple(weight.shape)} to fit "
+                f"'{spec}', whose axes have the sizes {sizes}"
+            )
+        call.flow.bind(call, name, tuple(axes))
+
+
+def note_resizing(resize, known: dict[str, np.ndarray]) -> None:
+    """Note which entries of the layer's config count channels."""
+    if resize is None:
+        return
+    if isinstance(resize, str):
+        resize = {resize: "out"}
+    call = current()
+    for key, what in resize.items():
+        if isinstance(what, str):
+            labels = known[what]
+            call.flow.binding(call).config[key] = _counter(labels)
+        else:
+            call.flow.binding(call).config[key] = what
+
+
+def _counter(labels):
+    return lambda survivors: survivors.count(labels)
+
+
+def with_outputs(function, outputs):
+    return lambda survivors: function(survivors, *outputs)
+
+
+def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
+    """Note how the current call's output is gated."""
+    call = current()
+    size = labels.shape[axis]
+    shapes = {}
+    for name in gates:
+        weight = weight_of(call.op, name)
+        if weight is not None:
+            shapes[name] = _gate_shape(tuple(weight.shape), specs[name], size)
+    factor = None
+    if gates and gates[0] in shapes:
+        axis_words = _words(specs[gates[0]], len(shapes[gates[0]]))
+        word = "out" if "out" in axis_words else "in"
+        factor = (gates[0], axis_words.index(word))
+    if factor is None or not activation_of(call.op).keeps_zero:
+        shapes = {}  # only the output can be gated
+    call.gate = Gate(labels, axis, shapes, factor, makes, keeps_zero)
+
+
+def _gate_shape(shape: tuple, spec: str, size: int) -> tuple:
+    """The shape in which `size` gates broadcast to a weight."""
+    words = _words(spec, len(shape))
+    for word in ("out", "in"):
+        if word in words:
+            axis = words.index(word)
+            wide = 1 if shape[axis] == size else 2  # a depthwise multiplier
+            ones = (1,) * axis
+            return ones + shape[axis : axis + wide] + (1,) * (len(shape) - axis - wide)
+    raise ValueError(f"Expected an axis `out` or `in`. Received: '{spec}'")
