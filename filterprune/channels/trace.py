@@ -5,7 +5,8 @@ here, and nothing else: `Functional` (the class behind `keras.Model(x, y)`),
 its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
-and `_outbound_nodes`, `Layer._flatten_layers` and `Variable._path`.
+and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
+`DotNotTrackScope`.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -15,6 +16,7 @@ import sys
 from typing import Any
 
 import keras
+from keras.src.utils.tracking import DotNotTrackScope
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,10 +191,11 @@ def copy_object(layer):
         for variable in part.variables:
             if id(variable) not in memo:
                 memo[id(variable)] = _copy_variable(variable)
-    for part in inner:
-        fresh = memo[id(part)]
-        for key, value in vars(part).items():
-            object.__setattr__(fresh, key, copy.deepcopy(value, memo))
+    with DotNotTrackScope():  # the copy of what is tracked is copied as well
+        for part in inner:
+            fresh = memo[id(part)]
+            for key, value in vars(part).items():
+                object.__setattr__(fresh, key, copy.deepcopy(value, memo))
     return memo[id(layer)]
 
 

@@ -156,6 +156,41 @@ def test_a_layer_that_has_no_config_is_carried_along():
     assert small.get_layer("second").filters == 2
 
 
+class HiddenNoConfig(layers.Layer):
+    """Made of layers, in a list and a dict, and no config that makes it again."""
+
+    def __init__(self, *parts):
+        super().__init__(name="mine")
+        self.parts = list(parts)
+        self.named = {"last": parts[-1]}
+
+    def build(self, input_shape):
+        for part in self.parts:
+            part.build(input_shape)
+        self.built = True
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def test_a_composite_layer_that_has_no_config_is_copied_whole():
+    parts = [layers.Conv2D(8, 1, name=name) for name in ("p", "q")]
+    model = model_with(lambda x: HiddenNoConfig(*parts)(x))
+    small = compacted(model)
+    mine, copied = model.get_layer("mine"), small.get_layer("mine")
+    assert copied is not mine and copied.parts[1] is not mine.parts[1]
+    assert copied.named["last"] is copied.parts[1]
+    old = [weight.numpy().copy() for weight in mine.weights]
+    small.compile("sgd", "mse")
+    small.fit(np.ones((4, 6, 6, 3)), np.ones((4, 2)), verbose=0)
+    for weight, before in zip(mine.weights, old, strict=True):
+        np.testing.assert_array_equal(weight, before)
+    changed = [np.abs(w - b).max() for w, b in zip(copied.weights, old)]
+    assert max(changed) > 0
+
+
 def test_a_rule_teaches_a_layer(monkeypatch):
     monkeypatch.setattr(registry, "_LAYER_RULES", dict(registry._LAYER_RULES))
 
