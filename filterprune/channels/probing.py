@@ -63,6 +63,17 @@ def probe(layer, shapes, dtypes, axis: int) -> Finding:
     return _FOUND[key]
 
 
+def hidden_layers(layer) -> str | None:
+    """Why a layer that is made of others is not probed; None for any other."""
+    inner = {type(part).__name__ for part in parts_of(layer)}
+    if not inner:
+        return None
+    return (
+        f"it is a composite layer, which hides {', '.join(sorted(inner))}; "
+        "write a rule for it, or call those layers in a functional model"
+    )
+
+
 def _key(layer, shapes, dtypes, axis) -> tuple:
     """What layers have in common that need to be probed only once."""
     try:
@@ -75,12 +86,9 @@ def _key(layer, shapes, dtypes, axis) -> tuple:
 
 
 def _probe(layer, shapes, dtypes, axis) -> Finding:
-    inner = [type(part).__name__ for part in parts_of(layer)]
-    if inner:
-        return Finding(
-            f"it is a composite layer, which hides {', '.join(sorted(set(inner)))}; "
-            "write a rule for it, or call those layers in a functional model"
-        )
+    hidden = hidden_layers(layer)
+    if hidden is not None:
+        return Finding(hidden)
     sizes = [tuple(_OPEN if n is None else n for n in shape[1:]) for shape in shapes]
     if sum(np.prod(size) for size in sizes) > _MOST:
         return Finding("it is too large to be probed")

@@ -513,7 +513,8 @@ def test_rule_is_exact_layer_by_layer(build):
 
 
 def test_every_registered_layer_has_a_case():
-    assert set(registered_layers()) == set(CASES)
+    ours = {cls for cls in registered_layers() if cls.__module__.startswith("keras.")}
+    assert ours == set(CASES)
 
 
 def test_every_registered_operation_has_a_case():

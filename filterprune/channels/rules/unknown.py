@@ -5,7 +5,7 @@ import keras
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
-from filterprune.channels.probing import probe
+from filterprune.channels.probing import hidden_layers, probe
 from filterprune.channels.registry import for_unknown
 from filterprune.channels.verbs import barrier, join_unknown, same
 
@@ -19,7 +19,9 @@ def unknown(layer, *args):
     mask = call.mask
     if len(xs) == 1 and mask is not None and not varied_axes(xs[0]):
         return same(xs[0], axis=mask.axis, keeps_zero=False)
-    axis, reason = _common_axis(call, args, xs)
+    reason = hidden_layers(layer)
+    if reason is None:
+        axis, reason = _common_axis(call, args, xs)
     if reason is not None:
         return barrier(f"{_NO_RULE}, and {reason}")
     shapes = [x.shape for x in xs]
