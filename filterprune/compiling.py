@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from filterprune.channels.survivors import Survivors
+from filterprune.channels.trace import metric_functions
 from filterprune.errors import PruningWarning
 
 
@@ -39,7 +40,7 @@ def recompile(model, new) -> bool:
     for value in own:
         for part in (value, type(value)):
             known[getattr(part, "__name__", "")] = part
-    for function in _functions(model):
+    for function in metric_functions(model):
         known[function.__name__] = function
     try:
         with keras.saving.custom_object_scope(known):
@@ -53,17 +54,6 @@ def recompile(model, new) -> bool:
         )
         return False
     return True
-
-
-def _functions(model) -> list:
-    """Metric functions, which Keras wraps in metric objects."""
-    found = []
-    for metric in model.metrics:
-        for part in getattr(metric, "metrics", [metric]):
-            function = getattr(part, "_fn", None)
-            if function is not None and hasattr(function, "__name__"):
-                found.append(function)
-    return found
 
 
 def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> None:

@@ -6,7 +6,7 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`DotNotTrackScope`.
+`DotNotTrackScope`, and `_fn` of metrics made of a function.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -210,3 +210,14 @@ def _copy_variable(variable):
     for name in ("regularizer", "constraint"):
         setattr(fresh, name, getattr(variable, name, None))
     return fresh
+
+
+def metric_functions(model) -> list:
+    """Metric functions, which Keras wraps in metric objects."""
+    found = []
+    for metric in model.metrics:
+        for part in getattr(metric, "metrics", [metric]):
+            function = getattr(part, "_fn", None)
+            if function is not None and hasattr(function, "__name__"):
+                found.append(function)
+    return found

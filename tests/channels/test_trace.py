@@ -1,6 +1,7 @@
 """Fails loudly when Keras changes the private names that `trace` reads."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -10,6 +11,7 @@ from filterprune.channels.trace import (
     has_functional_constructor,
     is_graph,
     is_keras_operation,
+    metric_functions,
     trace,
 )
 
@@ -33,6 +35,18 @@ def test_private_names_are_there(model):
     assert hasattr(keras.Sequential(), "_functional")
     assert hasattr(layers.Dense(1), "_inbound_nodes")
     assert hasattr(layers.Dense(1), "_outbound_nodes")
+
+
+def test_functions_behind_metrics_are_found():
+    x = keras.Input((2,))
+    model = keras.Model(x, layers.Dense(1)(x))
+
+    def own_metric(y_true, y_pred):
+        return keras.ops.mean(y_pred)
+
+    model.compile("sgd", "mse", metrics=[own_metric])
+    model.train_on_batch(np.ones((2, 2)), np.ones((2, 1)))
+    assert own_metric in metric_functions(model)
 
 
 def test_every_call_is_read_once_and_in_order(model):
