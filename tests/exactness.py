@@ -68,7 +68,7 @@ def _brighten(image):
         image.dtype
     ):
         return image
-    scale = np.ones((image.shape[0], 1, 1, 1))
+    scale = np.ones((image.shape[0],) + (1,) * (len(image.shape) - 1))
     scale[-1] = 100
     return image * keras.ops.cast(scale, image.dtype)
 
