@@ -110,6 +110,10 @@ def squeeze_and_excite(x):
     return head(layers.Multiply()([y, s]))
 
 
+def product_with_the_input(x):
+    return head(ops.einsum("bhwc,bhwc->bhwc", conv(x, 3), x))
+
+
 def one_output_channel(x):
     return layers.Flatten()(layers.Conv2D(1, 3)(conv(conv(x), 1)))
 
@@ -134,6 +138,7 @@ PATTERNS = [
     frozen_first,
     branches,
     squeeze_and_excite,
+    product_with_the_input,
     one_output_channel,
 ]
 KEPT_WHOLE = {cumulative_sum, gram_matrix}  # barriers, and around them exact

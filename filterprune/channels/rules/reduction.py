@@ -98,7 +98,7 @@ def contract(xs, names, output):
         if varied:
             places.setdefault(axes[varied[-1]], []).append((number, varied[-1]))
     if len(places) > 1 or any(name in output for name in places):
-        return _stuck_contraction(xs, places, output)
+        return _kept_channels(xs, names, places, output)
     shape = current().outputs[0]
     if not places:
         unknown = np.full((1,) * len(shape), np.nan)
@@ -115,13 +115,17 @@ def contract(xs, names, output):
     return gather(operands, vectors[0], axes)
 
 
-def _stuck_contraction(xs, places, output):
+def _kept_channels(xs, names, places, output):
     """One axis of channels that is not summed over; more are not separable."""
     kept = [name for name in places if name in output]
     if len(places) > 1 or len(places[kept[0]]) != 1:
         return barrier("it multiplies tensors along several axes of channels")
     (name,) = kept
     ((number, axis),) = places[name]
+    vector = current().flow.table.tie_along(xs[number].labels, axis)
+    for other, (x, own) in enumerate(zip(xs, names, strict=True)):
+        if other != number and name in own and x.shape[own.index(name)] != 1:
+            current().flow.table.tie(x.labels.ravel()[:1], vector)
     return same_rows(xs, number, axis, output.index(name))
 
 
