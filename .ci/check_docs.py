@@ -1,8 +1,8 @@
-"""Check the documents: the README parses, its code and all docstrings run.
+"""Check the documents: they parse, their code and all docstrings run.
 
-Fails if the README is not valid reStructuredText, if one of its Python blocks
-or one of the examples in a public docstring raises, or if a public object has
-no docstring.
+Fails if the README or a page of `docs/` is not valid reStructuredText, if one of
+their Python blocks or one of the examples in a public docstring raises, or if a
+public object has no docstring.
 """
 
 import inspect
@@ -24,17 +24,17 @@ import filterprune
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def check_readme() -> list[str]:
-    """Parse the README and run its Python blocks one after another."""
-    text = (ROOT / "README.rst").read_text()
+def check_page(path) -> str:
+    """Parse a page and run its Python blocks one after another."""
+    text = path.read_text()
     docutils.core.publish_doctree(text, settings_overrides={"halt_level": 2})
     blocks = re.findall(
         r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text, re.MULTILINE
     )
     names = example_names()
     for block in blocks:
-        exec(compile(textwrap.dedent(block), "README.rst", "exec"), names)
-    return [f"README.rst: {len(blocks)} code blocks"]
+        exec(compile(textwrap.dedent(block), path.name, "exec"), names)
+    return f"{path.name}: {len(blocks)} code blocks"
 
 
 def example_names() -> dict:
@@ -83,7 +83,7 @@ def public_objects():
                 yield f"{module.__name__}.{name}", value
 
 
-def check_docstrings() -> list[str]:
+def check_docstrings() -> str:
     """Every public object has a docstring, and its examples run."""
     count = 0
     for path, value in public_objects():
@@ -101,13 +101,14 @@ def check_docstrings() -> list[str]:
                 finally:
                     os.chdir(home)
             count += 1
-    return [f"docstrings: {count} examples"]
+    return f"docstrings: {count} examples"
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for line in check_readme() + check_docstrings():
-            print(line)
+        for path in [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]:
+            print(check_page(path))
+        print(check_docstrings())
         os.chdir(ROOT)
     sys.exit(0)

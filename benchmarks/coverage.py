@@ -10,6 +10,7 @@ every group at random, compacts, and compares. Writes `docs/coverage.rst` and
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -25,7 +26,7 @@ import tensorflow
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from exactness import close_at_random, difference, randomise  # noqa: E402
+from exactness import calibrate, close_at_random, difference, randomise  # noqa: E402
 
 import filterprune  # noqa: E402
 
@@ -46,8 +47,27 @@ def constructors():
     }
 
 
+def hub_models():
+    """Backbones and tasks of `keras-hub` by name; none where it is missing."""
+    try:
+        import hub_models as hub
+    except ImportError:
+        return {}
+    return {f"keras-hub {k}": v for k, v in {**hub.WHOLE, **hub.COMPOSITE}.items()}
+
+
+def hub_version():
+    """The version of `keras-hub`, if it is installed."""
+    try:
+        return {"keras-hub": importlib.metadata.version("keras-hub")}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+
+
 def build(name):
     """A net with random weights, at its smallest input."""
+    if name in hub_models():
+        return calibrate(randomise(hub_models()[name]()))
     size = SMALLEST.get(name, 32)
     constructor = constructors()[name]
     options = {"weights": None, "classifier_activation": None}
@@ -55,7 +75,7 @@ def build(name):
         model = constructor(input_shape=(size, size, 3), **options)
     except Exception:
         model = constructor(**options)
-    return randomise(model)
+    return calibrate(randomise(model))
 
 
 def measure(name, dtype):
@@ -64,21 +84,31 @@ def measure(name, dtype):
     keras.config.set_floatx(dtype)
     model = build(name)
     report = filterprune.analyze(model)
-    masked = filterprune.wrap_model(model)
-    close_at_random(masked)
-    started = time.perf_counter()
-    small = filterprune.compact(masked, verify=False)
-    seconds = time.perf_counter() - started
     every = sum(group.filters for group in report.groups)
+    small, found, seconds = model, None, None
+    if report.prunable:
+        masked = filterprune.wrap_model(model)
+        close_at_random(masked)
+        started = time.perf_counter()
+        small = filterprune.compact(masked, verify=False)
+        seconds = time.perf_counter() - started
+        found = difference(masked, small, size=64 if name in hub_models() else 96)
     return {
         "layers": len(model.layers),
-        "difference": difference(masked, small, size=96),
-        "prunable": sum(group.filters for group in report.prunable) / every,
+        "difference": found,
+        "prunable": sum(group.filters for group in report.prunable) / max(every, 1),
         "reasons": sorted({str(group.reason) for group in report.fixed}),
         "barriers": list(report.barriers),
         "params": [model.count_params(), small.count_params()],
         "compact_seconds": seconds,
     }
+
+
+def shown(cell):
+    """The difference that was measured, as text."""
+    if cell is None or cell["difference"] is None:
+        return ""
+    return f"{cell['difference']:.1e}"
 
 
 def table(results):
@@ -91,7 +121,8 @@ def table(results):
         + ", ".join(f"{name} {value}" for name, value in results["versions"].items())
         + ".",
         "",
-        "Every net has random weights and statistics, half of every group of channels",
+        "Every net has random weights and statistics (batch norms near those of",
+        "their inputs, so that a signal gets through), half of every group of channels",
         "is closed at random, and the outputs of the masked and the compact model are",
         "compared: the largest difference, relative to the largest output. Prunable is",
         "the share of filters that can be removed; the others are named by the reason.",
@@ -114,8 +145,8 @@ def table(results):
             f"   * - {name}",
             f"     - {known['layers']}",
             f"     - {known['prunable']:.1%}",
-            f"     - {single['difference']:.1e}" if single else "     - ",
-            f"     - {double['difference']:.1e}" if double else "     - ",
+            f"     - {shown(single)}",
+            f"     - {shown(double)}",
             "     - " + "; ".join(reason.replace("`", "``") for reason in reasons),
         ]
     return "\n".join(lines) + "\n"
@@ -127,12 +158,14 @@ def main():
     parser.add_argument("--quick", action="store_true", help="three nets only")
     parser.add_argument("--again", action="store_true", help="measure all anew")
     options = parser.parse_args()
-    names = options.names or (QUICK if options.quick else constructors())
+    everything = [*constructors(), *hub_models()]
+    names = options.names or (QUICK if options.quick else everything)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"nets": {}}
     results["versions"] = {
         "filterprune": filterprune.__version__,
         "Keras": keras.__version__,
         "TensorFlow": tensorflow.__version__,
+        **hub_version(),
         "Python": platform.python_version(),
     }
     results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
@@ -141,11 +174,9 @@ def main():
         for dtype in ("float32", "float64"):
             if options.again or dtype not in cell:
                 cell[dtype] = measure(name, dtype)
-                print(
-                    f"{name:20} {dtype}  prunable {cell[dtype]['prunable']:6.1%}  "
-                    f"difference {cell[dtype]['difference']:.1e}",
-                    flush=True,
-                )
+                found = shown(cell[dtype])
+                share = cell[dtype]["prunable"]
+                print(f"{name:34} {dtype}  prunable {share:6.1%}  {found}", flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                 TABLE.write_text(table(results))
 

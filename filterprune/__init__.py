@@ -5,6 +5,7 @@ from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels import rule
 from filterprune.compaction import compact
 from filterprune.errors import PruningWarning, VerificationError
+from filterprune.gates import kept_indices, replay
 from filterprune.report import Report, analyze
 from filterprune.schedules import ConstantSparsity, PolynomialDecay, Schedule
 from filterprune.selection import prune
@@ -24,8 +25,10 @@ __all__ = [
     "channels",
     "compact",
     "criteria",
+    "kept_indices",
     "layers",
     "prune",
+    "replay",
     "rule",
     "schedules",
     "wrap",

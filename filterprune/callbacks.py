@@ -104,6 +104,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
         step = self._step()
         if self._times is None:
             self._plan, self._times = self._planned(step, epoch)
+            self._selector.check_reachable(self._plan(self._times.end))
         self._before = step
         self._next = self._times.after(step)
         if self._times.due(step):

@@ -148,9 +148,8 @@ class _Compactor:
         """What multiplies in the gates that cannot be put in weights."""
         call = self.calls.get(id(op))
         binding = self._binding(op)
-        if binding is not None and binding.factor is not None:
-            factor = binding.factor(self.survivors)
-            return None if factor == 1 else lambda outputs: outputs * factor
+        if binding is not None and binding.after is not None:
+            return binding.after(self.survivors)
         if call is None or call.mask is None or call.gate is None or call.gate.weights:
             return None
         gate = self._surviving_gate(call)

@@ -45,6 +45,7 @@ def recompile(model, new) -> bool:
     try:
         with keras.saving.custom_object_scope(known):
             new.compile_from_config(model.get_compile_config())
+            _scale_loss_alike(model, new)
     except Exception as error:
         warnings.warn(
             f"'{new.name}' is not compiled, because what '{model.name}' is compiled "
@@ -54,6 +55,15 @@ def recompile(model, new) -> bool:
         )
         return False
     return True
+
+
+def _scale_loss_alike(model, new) -> None:
+    """Scale the loss as `model` does; by itself Keras looks at the global policy."""
+    old = model.optimizer
+    if hasattr(old, "inner_optimizer") and not hasattr(
+        new.optimizer, "inner_optimizer"
+    ):
+        new.optimizer = type(old).from_config(old.get_config())
 
 
 def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> None:

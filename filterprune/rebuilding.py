@@ -14,10 +14,11 @@ from filterprune.channels.trace import (
     is_graph,
     is_layer,
     trace,
+    without_mask,
 )
 
 
-def copy_layer(layer, **config):
+def copy_layer(layer, /, **config):
     """A fresh layer with the config of `layer`, some entries changed.
 
     Args:
@@ -132,6 +133,8 @@ class Rebuilder:
         for node in graph.nodes:
             op = self._op(node.op)
             args, kwargs = self.arguments(node.op, *node.fill(tensors))
+            if is_layer(op):
+                kwargs = without_mask(op, kwargs)
             outputs = op(*args, **kwargs)
             after = self._afters[id(node.op)]
             if after is not None:

@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+import warnings
 
 import keras
 import numpy as np
 
 from filterprune import criteria
 from filterprune.channels.groups import Analysis, Group, study
+from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model
+from filterprune.errors import PruningWarning
 from filterprune.schedules import check_sparsity, is_integer
 
 SCOPES = ("global", "layer")
@@ -149,6 +152,34 @@ class Selector:
         """The fraction of the prunable filters whose gates are closed."""
         return float(self._filters[self.closed()].sum() / self.filters)
 
+    @property
+    def reachable(self) -> float:
+        """The highest sparsity that the limits allow, with gates as they are."""
+        closed = self.closed()
+        gone = self._filters[closed].sum()
+        for part, group in zip(self._slices, self.groups, strict=True):
+            width = self._filters[part].sum() / group.size
+            left = int((~closed[part]).sum()) - self.limits.floor(group.size)
+            gone += max(left, 0) * width
+        return float(gone / self.filters)
+
+    def check_reachable(self, sparsity: float) -> None:
+        """Warn if a sparsity is out of reach, and say by how much."""
+        reachable = self.reachable
+        if sparsity <= reachable + 1e-9:
+            return
+        bounds = f"min_filters={self.limits.min_filters}"
+        if self.limits.round_to is not None:
+            bounds += f", round_to={self.limits.round_to}"
+        warnings.warn(
+            f"A sparsity of {sparsity:.3f} is out of reach: with {bounds} every "
+            f"group of '{self.analysis.model.name}' keeps so many channels that no "
+            f"more than {reachable:.3f} can be closed, {sparsity - reachable:.3f} "
+            "less. Ask for less, or lower those bounds.",
+            PruningWarning,
+            stacklevel=3,
+        )
+
     def scores(self) -> np.ndarray:
         """The importance of every slot, `(slots,)` float.
 
@@ -169,7 +200,7 @@ class Selector:
         size = call.gate.size
         name, axis = call.gate.factor
         kernel = np.asarray(
-            keras.ops.convert_to_numpy(getattr(call.op, name)), "float64"
+            keras.ops.convert_to_numpy(weight_of(call.op, name)), "float64"
         )
         if not np.isfinite(kernel).all():
             raise ValueError(
@@ -190,7 +221,8 @@ class Selector:
     def select(self, sparsity: float) -> np.ndarray:
         """Choose which slots are closed at a sparsity, `(slots,)` bool.
 
-        Slots that are closed stay closed. Ties go to the slot that comes first.
+        Slots that are closed stay closed. Among equals in a layer the first go
+        first; equals in several layers go from all of them alike.
         """
         closed = self.closed()
         order = np.where(closed, -np.inf, self.scores())
@@ -222,7 +254,7 @@ class Selector:
             ranked = np.argsort(order[part], kind="stable")
             floor = self.limits.floor(group.size)
             allowed[part.start + ranked[group.size - floor :]] = False
-        ranked = np.argsort(order, kind="stable")
+        ranked = np.lexsort((self._ranks(order), order))
         ranked = ranked[allowed[ranked]]
         budget = sparsity * self.filters - self._filters[closed].sum()
         spent = np.cumsum(self._filters[ranked])
@@ -230,6 +262,14 @@ class Selector:
         closing = closed.copy()
         closing[ranked[spent - self._filters[ranked] / 2 < budget]] = True
         return [int((~closing[part]).sum()) for part in self._slices]
+
+    def _ranks(self, order) -> np.ndarray:
+        """How far down its group each slot ranks, a fraction: it settles ties."""
+        fraction = np.zeros(order.size)
+        for part, group in zip(self._slices, self.groups, strict=True):
+            ranked = np.argsort(order[part], kind="stable")
+            fraction[part.start + ranked] = np.arange(1, group.size + 1) / group.size
+        return fraction
 
     def set_gates(self, closed: np.ndarray) -> None:
         """Set every gate in the model by its slot; gates without one stay."""
@@ -256,7 +296,7 @@ class Selector:
 
 
 def masked_analysis(model) -> Analysis:
-    """The analysis of a masked model; raises if it has no gates."""
+    """The analysis of a masked model; raises if it has no gates, or one is NaN."""
     check_model(model, "masked")
     analysis = study(model)
     if not analysis.masks:
@@ -266,6 +306,13 @@ def masked_analysis(model) -> Analysis:
             "`masked = filterprune.wrap_model(model)` or "
             "`keras.models.clone_model(model, clone_function=filterprune.wrap)`."
         )
+    for call in analysis.masks:
+        gate = keras.ops.convert_to_numpy(call.mask.gate)
+        if not np.isfinite(gate).all():
+            raise ValueError(
+                f"Expected the gates of '{call.path}' to be finite. Received: "
+                f"{gate.tolist()[:8]}. Set them to 0 (closed) or 1 (open)."
+            )
     return analysis
 
 
@@ -290,7 +337,9 @@ def prune(
             of it (or all).
 
     Returns:
-        The sparsity reached, float: the fraction of prunable filters closed.
+        The sparsity reached, float: the fraction of prunable filters closed. If
+        `min_filters` or `round_to` keep it from what was asked for, a
+        `PruningWarning` says by how much.
 
     Raises:
         TypeError: if `masked` is no Keras model.
@@ -306,5 +355,6 @@ def prune(
     ```
     """
     check_sparsity("sparsity", sparsity)
-    limits = Limits(scope, min_filters, round_to)
-    return Selector(masked, criterion, limits).update(sparsity)
+    selector = Selector(masked, criterion, Limits(scope, min_filters, round_to))
+    selector.check_reachable(sparsity)
+    return selector.update(sparsity)

@@ -7,7 +7,7 @@ import keras
 
 from filterprune.channels.activations import activation_of
 from filterprune.channels.flow import Call, gate_of
-from filterprune.channels.groups import Analysis, study
+from filterprune.channels.groups import Analysis, needs_gate, study
 from filterprune.channels.registry import layer_rule
 from filterprune.channels.trace import (
     check_model,
@@ -107,7 +107,39 @@ def wrap_model(model, exclude=()):
             f"Expected a model that is not masked yet. Received: '{model.name}', "
             f"whose layer '{analysis.masks[0].path}' is masked already."
         )
-    chosen = _to_mask(analysis, excluded)
+    return _wrap_chosen(model, _to_mask(analysis, excluded))
+
+
+def wrap_paths(model, paths):
+    """Wrap exactly the layers of a model that are named by their paths.
+
+    Raises:
+        ValueError: if one of them is not in the model, or cannot be masked.
+    """
+    check_model(model)
+    analysis = study(model)
+    if analysis.masks:
+        raise ValueError(
+            f"Expected a model that is not masked yet. Received: '{model.name}'."
+        )
+    chosen, found = {}, set()
+    for call in analysis.flow.calls:
+        path = call.path if is_layer(call.op) else f"{call.path}_gate"
+        if path in paths and call.gate is not None:
+            found.add(path)
+            chosen[id(call.op)] = call.gate.axis
+    missing = [path for path in paths if path not in found]
+    if missing:
+        raise ValueError(
+            f"Expected layers of the model '{model.name}' whose channels can be "
+            f"masked. Received: {missing[:5]}. "
+            + _suggestion(missing[0], analysis.flow.calls)
+        )
+    return _wrap_chosen(model, chosen)
+
+
+def _wrap_chosen(model, chosen: dict[int, int]):
+    """A copy of a model with some layers (by id) masked along an axis."""
 
     def make(op):
         if not is_layer(op):
@@ -172,11 +204,10 @@ def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
     prunable = {int(root) for group in analysis.prunable for root in group.roots}
     chosen = {}
     for call in analysis.flow.calls:
-        gate = call.gate
-        if gate is None or excluded(call) or (gate.keeps_zero and not gate.makes):
+        if excluded(call) or not needs_gate(call):
             continue
         if prunable.intersection(analysis.slots(call).tolist()):
-            chosen[id(call.op)] = gate.axis
+            chosen[id(call.op)] = call.gate.axis
     return chosen
 
 

@@ -4,6 +4,7 @@ import json
 
 import keras
 import numpy as np
+from exactness import assert_close, to_numpy
 from keras import layers
 
 import filterprune
@@ -245,7 +246,7 @@ def assert_same_outputs(model, other, rtol=1e-5, atol=1e-5):
     """Both models compute the same for random inputs."""
     inputs = sample(model)
     for a, b in zip(outputs(model, inputs), outputs(other, inputs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+        assert_close(a, b, rtol=rtol, atol=atol)
 
 
 def leaves(model, prefix=""):
@@ -294,12 +295,12 @@ def snapshot(model):
     ]
     return {
         "config": json.dumps(config, default=str, sort_keys=True),
-        "weights": [(w.path, w.numpy().tolist()) for w in model.weights],
+        "weights": [(w.path, to_numpy(w).tolist()) for w in model.weights],
         "trainable": [w.path for w in model.trainable_weights],
         "nodes": {path: nodes(layer) for path, layer in leaves(model).items()},
         "tensors": [id(t) for t in (*model.inputs, *model.outputs)],
         "layers": [id(layer) for layer in leaves(model).values()],
-        "optimizer": [v.numpy().tolist() for v in model.optimizer.variables]
+        "optimizer": [to_numpy(v).tolist() for v in model.optimizer.variables]
         if model.compiled
         else None,
     }

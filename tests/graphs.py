@@ -1,11 +1,32 @@
 """Random convnets for property-based tests: hypothesis draws every choice."""
 
 import keras
+import numpy as np
 from hypothesis import strategies as st
 from keras import layers, ops
 
 ACTIVATIONS = ["relu", "sigmoid", "softplus", "tanh", "linear", "gelu", "hard_sigmoid"]
 PADDING = ["same", "valid"]
+
+
+class LayerScale(layers.Layer):
+    """A layer that no rule is known for: the probe has to find out."""
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(input_shape[-1],), name="gamma")
+
+    def call(self, x):
+        return x * self.gamma
+
+
+class StochasticDepth(layers.Layer):
+    """Another one, which does nothing in inference."""
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
+        return x * ops.floor(keras.random.uniform(shape, dtype=x.dtype) + 0.8)
 
 
 class GraphBuilder:
@@ -202,7 +223,101 @@ class GraphBuilder:
             return ops.space_to_depth(x, 2)
         return x
 
+    def over_channels(self, x):
+        kind = self.pick(["max", "min", "var", "matmul", "einsum", "gram"])
+        if kind == "max":
+            return x * ops.sigmoid(ops.max(x, axis=-1, keepdims=True))
+        if kind == "min":
+            return x + ops.min(x, axis=(1, -1), keepdims=True)
+        if kind == "var":
+            return x - ops.var(x, axis=-1, keepdims=True)
+        if kind == "gram":  # how alike the pixels of a row are
+            alike = ops.matmul(x, ops.transpose(x, (0, 1, 3, 2)))
+            return ops.matmul(ops.tanh(alike), x)
+        matrix = np.random.default_rng(0).normal(0, 0.5, (x.shape[-1], 4))
+        if kind == "matmul":
+            return ops.matmul(x, matrix)
+        return ops.einsum("bhwc,cd->bhwd", x, matrix)
+
+    def choose(self, x):
+        kind = self.pick(["where", "greater", "clip"])
+        if kind == "where":
+            return ops.where(x > 0.1, x, 0.5 * x)
+        if kind == "greater":
+            return x * ops.cast(ops.greater(x, -0.1), x.dtype)
+        return ops.clip(x, -0.5, 1.0)
+
+    def rearrange(self, x):
+        _, height, width, channels = x.shape
+        kind = self.pick(["moveaxis", "expand", "tile", "repeat", "row", "unstack"])
+        if kind == "moveaxis":
+            return ops.moveaxis(layers.Activation("relu")(ops.moveaxis(x, -1, 1)), 1, 3)
+        if kind == "expand":
+            return ops.squeeze(ops.expand_dims(x, 1) * 2.0, 1)
+        if kind == "tile" and channels < 7:
+            return ops.tile(x, (1, 1, 1, 2))
+        if kind == "repeat" and channels < 7:
+            return ops.repeat(x, 2, axis=-1)
+        if kind == "unstack":
+            return ops.stack(ops.unstack(x, axis=1)[::-1], axis=1)
+        y = ops.reshape(x, (-1, height * width, channels))
+        y = layers.Conv1D(self.filters(), 3, padding="same")(y)
+        return ops.reshape(y, (-1, height, width, y.shape[-1]))
+
+    def of_ones_own(self, x):
+        if x.sparse:  # so Keras calls `x * 0.5`, and loses the shape of what follows
+            return x
+        return self.pick([LayerScale, StochasticDepth])()(x)
+
+    def hold(self, x):
+        kind = self.pick(["spectral", "spectral depthwise", "time", "time norm"])
+        if kind == "spectral":
+            inner = layers.Conv2D(self.filters(), 1, activation=self.pick(ACTIVATIONS))
+            return layers.SpectralNormalization(inner)(x)
+        if kind == "spectral depthwise":
+            inner = layers.DepthwiseConv2D(1, use_bias=self.chance())
+            return layers.SpectralNormalization(inner)(x)
+        if kind == "time":
+            inner = layers.Conv1D(self.filters(), 1, activation=self.pick(ACTIVATIONS))
+            return layers.TimeDistributed(inner)(x)
+        return layers.TimeDistributed(layers.BatchNormalization())(x)
+
+    def nest(self, x):
+        """A model in the model, called once or twice."""
+        inputs = keras.Input(x.shape[1:])
+        y = layers.Conv2D(x.shape[-1], 1, activation=self.pick(ACTIVATIONS))(inputs)
+        y = self.normalise(y)
+        outputs = y + inputs if self.chance() else y
+        block = keras.Model(inputs, outputs)
+        return block(block(x)) if self.chance() else block(x)
+
+    def attend(self, x):
+        """One head of attention over the pixels of a row."""
+        query, key, value = (layers.Dense(4)(x) for _ in range(3))
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        return ops.matmul(ops.softmax(scores, axis=-1), value)
+
+    def drop(self, x):
+        kind = self.pick(["spatial", "noise", "resize", "regularize", "center"])
+        if kind == "spatial":
+            return layers.SpatialDropout2D(0.2)(x)
+        if kind == "noise":
+            return layers.GaussianNoise(0.1)(x)
+        if kind == "resize":
+            return layers.Resizing(self.pick([3, 6]), 5)(x)
+        if kind == "center" and min(x.shape[1:3]) > 3:
+            return layers.CenterCrop(3, 3)(x)
+        return layers.ActivityRegularization(1e-3)(x)
+
     STEPS = (
+        over_channels,
+        choose,
+        rearrange,
+        of_ones_own,
+        hold,
+        nest,
+        attend,
+        drop,
         normalise_across,
         move,
         move,

@@ -4,6 +4,7 @@ import builders
 import keras
 import numpy as np
 import pytest
+from exactness import assert_close, to_numpy
 from keras import layers
 
 import filterprune
@@ -20,7 +21,7 @@ NORMS = {
 @pytest.mark.parametrize("shape", [(1, 1), (27, 16), (5, 3)])
 def test_norms_are_those_of_numpy(name, shape):
     kernel = np.random.default_rng(0).normal(size=shape)
-    np.testing.assert_allclose(criteria.get(name)(kernel), NORMS[name](kernel))
+    assert_close(criteria.get(name)(kernel), NORMS[name](kernel))
     assert criteria.get(name)(np.zeros(shape)).tolist() == [0.0] * shape[1]
 
 
@@ -60,7 +61,7 @@ def test_filters_are_scored_by_their_kernel(layer, shape, pick, norm):
     kernel = pick(layer.get_weights()).reshape(-1, 5)
     expected = NORMS[norm](kernel) / NORMS[norm](kernel).mean()
     found = Selector(filterprune.wrap_model(model), norm).scores()
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert_close(found, expected, rtol=1e-6)
 
 
 def test_a_slot_scores_the_mean_of_its_filters():
@@ -70,10 +71,10 @@ def test_a_slot_scores_the_mean_of_its_filters():
     start = sum(group.size for group in selector.groups[:stem])
     scores = []
     for name in ("stem", "outer"):
-        rows = model.get_layer(name).kernel.numpy().reshape(-1, 8)
+        rows = to_numpy(model.get_layer(name).kernel).reshape(-1, 8)
         scores.append(NORMS["l1"](rows) / NORMS["l1"](rows).mean())
     found = selector.scores()[start : start + 8]
-    np.testing.assert_allclose(found, np.mean(scores, axis=0), rtol=1e-6)
+    assert_close(found, np.mean(scores, axis=0), rtol=1e-6)
 
 
 def test_a_criterion_of_ones_own_sees_each_kernel_as_a_matrix():

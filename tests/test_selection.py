@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from builders import BUILDERS, build, closed
+from exactness import assert_equal, to_numpy
 from keras import layers
 
 import filterprune
@@ -115,6 +116,26 @@ def test_ties_go_to_the_filter_that_comes_first(scope):
     assert closed(again) == closed(masked)
 
 
+def test_ties_between_layers_are_spread_over_them():
+    model = builders.mlp(4, 8, 24, 2)
+    for weight in model.weights:
+        weight.assign(np.ones(weight.shape))
+    masked = filterprune.wrap_model(model)
+    assert filterprune.prune(masked, 0.5) == 0.5
+    shares = [np.mean(gates) for gates in closed(masked).values()]
+    assert shares == pytest.approx([0.5, 0.5], abs=0.07)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_sparsity_out_of_reach_is_warned_of_with_figures(scope):
+    masked = wrapped("plain")  # 8, 16 and 16 filters
+    figures = r"no more than 0\.700 .* 0\.200 less"
+    with pytest.warns(filterprune.PruningWarning, match=figures):
+        reached = filterprune.prune(masked, 0.9, scope=scope, min_filters=4)
+    assert reached == 0.7
+    assert all(g.alive == 4 for g in filterprune.analyze(masked).prunable)
+
+
 def test_kernels_of_zeros_are_ranked_too():
     model = builders.mlp(4, 8, 2)
     model.get_layer("d0").kernel.assign(np.zeros((4, 8)))
@@ -122,6 +143,7 @@ def test_kernels_of_zeros_are_ranked_too():
     assert filterprune.prune(masked, 0.5) == 0.5
 
 
+@pytest.mark.filterwarnings("ignore:A sparsity of")
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize(("least", "expected"), [(1, 1), (3, 3), (100, None)])
 def test_every_group_keeps_its_floor(scope, least, expected):
@@ -132,6 +154,7 @@ def test_every_group_keeps_its_floor(scope, least, expected):
             assert group.alive == (expected or group.size)
 
 
+@pytest.mark.filterwarnings("ignore:A sparsity of")
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("multiple", [2, 4])
 def test_round_to_leaves_multiples(scope, multiple):
@@ -168,14 +191,15 @@ def test_tied_layers_get_the_same_gates(name):
                 assert gates[path + suffix] == gates[path]
 
 
+@pytest.mark.filterwarnings("ignore:A sparsity of")
 @pytest.mark.parametrize("wrapper", [builders.clone, filterprune.wrap_model])
 def test_weights_and_filters_that_cannot_go_are_left_alone(wrapper):
     masked = wrapper(build("multi_io"))
-    values = [w.numpy() for w in masked.weights if w.name != "gate"]
+    values = [to_numpy(w) for w in masked.weights if w.name != "gate"]
     filterprune.prune(masked, 0.9)
-    after = [w.numpy() for w in masked.weights if w.name != "gate"]
+    after = [to_numpy(w) for w in masked.weights if w.name != "gate"]
     for old, new in zip(values, after, strict=True):
-        np.testing.assert_array_equal(old, new)
+        assert_equal(old, new)
     for path in ("features", "head"):
         assert not any(closed(masked).get(path, []))
 

@@ -2,6 +2,7 @@
 
 from filterprune.channels import rules
 from filterprune.channels.flow import Flow, describe, flow
+from filterprune.channels.holding import hold
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import barrier, join, mix, same, take
@@ -12,6 +13,7 @@ __all__ = [
     "barrier",
     "describe",
     "flow",
+    "hold",
     "join",
     "mix",
     "rule",

@@ -25,6 +25,7 @@ from filterprune.channels.trace import (
     is_keras_operation,
     is_layer,
     trace,
+    without_mask,
 )
 
 _CURRENT: contextvars.ContextVar["Call"] = contextvars.ContextVar("filterprune_call")
@@ -85,6 +86,7 @@ class Call:
         gate: how the output is gated, if it can be.
         products: names of weights that are multiplied, and at how many
             positions of a sample.
+        holder: the call of the layer that this one is held by, or None.
     """
 
     flow: "Flow"
@@ -95,6 +97,7 @@ class Call:
     inputs: tuple[Channels, ...]
     gate: Gate = None  # type: ignore[assignment]  # None if it has none
     products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    holder: "Call | None" = None
 
     @property
     def outputs(self) -> tuple[tuple, ...]:
@@ -136,8 +139,8 @@ class Binding:
             labels of its positions.
         rewrite: a function of `survivors` and the arguments of a call that
             gives those of the new call; `None` to leave them.
-        factor: a function of `survivors` that gives a number to multiply the
-            output by; `None` for one.
+        after: a function of `survivors` that gives what to apply to the output
+            (a function of it, or `None` for nothing); `None` for nothing ever.
     """
 
     layer: Any
@@ -146,7 +149,7 @@ class Binding:
     config: dict[str, Callable] = dataclasses.field(default_factory=dict)
     arguments: dict[int, Channels] = dataclasses.field(default_factory=dict)
     rewrite: Callable | None = None
-    factor: Callable | None = None
+    after: Callable | None = None
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -189,7 +192,8 @@ def current() -> Call:
 
 
 @contextlib.contextmanager
-def _calling(call: Call) -> Iterator[None]:
+def calling(call: Call) -> Iterator[None]:
+    """The context in which the rule of a call is run."""
     token = _CURRENT.set(call)
     try:
         yield
@@ -243,9 +247,9 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
     result = Flow(layer)
     inputs = (result.pinned(x.shape, "an input"),)
     call = Call(result, layer, mask, Node(layer, (x,), {}, (x,), (y,)), "", inputs)
-    with _calling(call):
+    with calling(call):
         try:
-            _apply_rule(call)
+            apply_rule(call)
         except Ambiguous as error:
             raise ValueError(f"{describe(layer)} cannot be masked: {error}") from None
     if call.gate is None:
@@ -282,9 +286,9 @@ def _visit(result: Flow, node: Node, inputs, prefix: str) -> list[Channels]:
     call = Call(result, bare, mask, node, path, tuple(inputs))
     result.calls.append(call)
     mark = result.table.count
-    with _calling(call):
+    with calling(call):
         try:
-            outputs = _apply_rule(call)
+            outputs = apply_rule(call)
         except Ambiguous as error:
             outputs = _barrier(call, str(error), mark)
         except Exception as error:
@@ -295,12 +299,14 @@ def _visit(result: Flow, node: Node, inputs, prefix: str) -> list[Channels]:
     return outputs
 
 
-def _apply_rule(call: Call) -> list[Channels]:
+def apply_rule(call: Call) -> list[Channels]:
+    """The channels that come out of a call, by the rule of what was called."""
     bare = call.op
     tensors = dict(zip(map(id, call.node.inputs), call.inputs, strict=True))
     args, kwargs = call.node.fill(tensors)
     kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
     if is_layer(bare):
+        kwargs = without_mask(bare, kwargs)
         function = registry.layer_rule(type(bare))
     elif is_keras_operation(bare):
         function = registry.operation_rule(type(bare))

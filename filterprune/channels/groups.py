@@ -180,6 +180,12 @@ class Analysis:
         return Survivors(~dead[self.roots])
 
 
+def needs_gate(call: Call) -> bool:
+    """Whether a call makes channels, or makes something of absent ones."""
+    gate = call.gate
+    return gate is not None and (gate.makes or not gate.keeps_zero)
+
+
 def study(model, excluded: Callable[[Call], bool] | None = None) -> Analysis:
     """Analyse a model: masked as it is, or plain as if `wrap_model` wrapped it.
 
@@ -192,9 +198,11 @@ def study(model, excluded: Callable[[Call], bool] | None = None) -> Analysis:
     masked = any(call.mask is not None for call in result.calls)
 
     def gated(call: Call) -> bool:
-        return call.mask is not None if masked else not excluded(call)
+        if masked:
+            return call.mask is not None
+        return not excluded(call) and needs_gate(call)
 
     return Analysis(result, gated, excluded)
 
 
-__all__ = ["Analysis", "Group", "describe", "study"]
+__all__ = ["Analysis", "Group", "describe", "needs_gate", "study"]

@@ -62,7 +62,7 @@ def run_on_arrays(xs):
     def move(*arrays):
         given = [np.broadcast_to(a, shape) for a, shape in zip(arrays, wide)]
         try:
-            results = keras.tree.flatten(call.move(*given))
+            results = _run(call, given)
         except Exception as error:
             raise Ambiguous(f"it cannot be run on labels: {error}") from None
         return [
@@ -71,6 +71,15 @@ def run_on_arrays(xs):
         ]
 
     return move
+
+
+def _run(call, arrays) -> list:
+    """The outputs for arrays, or for tensors where Keras wants those."""
+    try:
+        return keras.tree.flatten(call.move(*arrays))
+    except Exception:
+        tensors = [keras.ops.convert_to_tensor(array) for array in arrays]
+        return keras.tree.flatten(call.move(*tensors))
 
 
 def _sized(x) -> tuple[int, ...]:

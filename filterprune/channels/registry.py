@@ -98,11 +98,14 @@ def barrier_reason(cls: type) -> str | None:
 def weight_of(layer, name: str):
     """A weight of a layer by the name of its attribute, or None.
 
-    A name such as `"#2"` means the weight of that number, `layer.weights[2]`.
+    A name such as `"#2"` means the weight of that number, `layer.weights[2]`;
+    one such as `"layer.kernel"` a weight of a layer that the layer holds.
     """
     if name.startswith("#"):
         return layer.weights[int(name[1:])]
-    return getattr(layer, name, None)
+    for part in name.split("."):
+        layer = getattr(layer, part, None)
+    return layer
 
 
 def registered_layers() -> tuple[type, ...]:

@@ -12,6 +12,7 @@ and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
 
 import copy
 import dataclasses
+import inspect
 import sys
 from typing import Any
 
@@ -152,6 +153,16 @@ def parts_of(layer) -> list:
 def is_layer(op) -> bool:
     """Whether `op` is a layer (as opposed to a bare `keras.ops` operation)."""
     return isinstance(op, keras.layers.Layer)
+
+
+def without_mask(layer, kwargs: dict) -> dict:
+    """Keyword arguments without a mask that the layer takes no notice of.
+
+    Keras records the mask that comes along with a tensor for every layer.
+    """
+    if "mask" not in kwargs or "mask" in inspect.signature(layer.call).parameters:
+        return kwargs
+    return {key: value for key, value in kwargs.items() if key != "mask"}
 
 
 def is_keras_operation(op) -> bool:

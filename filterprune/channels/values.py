@@ -42,7 +42,9 @@ class Valuation:
     folds: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     conflicts: dict[str, int] = dataclasses.field(default_factory=dict)
     _values: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    _read: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     _because: dict[int, str] = dataclasses.field(default_factory=dict)
+    _changed: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def run(self) -> "Valuation":
         for step in self.flow.steps:
@@ -82,18 +84,16 @@ class Valuation:
         dead = self.dead[roots]
         unknown = dead & np.isnan(constants)
         other = dead & ~unknown & (constants != 0)
-        if other.any() and fold:
+        if fold:
             folded = np.where(other, constants, 0.0)
-            before = self.folds.setdefault(id(call.op), folded)
-            if np.array_equal(before, folded):
-                other = np.zeros_like(other)
-        elif id(call.op) in self.folds and dead.any():
-            other = dead & (self.folds[id(call.op)] != 0)
+            first = self._read.setdefault(id(call.op), folded)
+            if first.any() or folded.any():
+                self.folds[id(call.op)] = first
+            other = dead & (first != folded)  # a shared layer has one bias
         for root in np.unique(roots[unknown]):
-            because = self._because.get(int(root), "its value is not constant")
-            self.stuck.setdefault(int(root), because)
+            self.stuck.setdefault(int(root), self._why_unknown(int(root)))
         for root in np.unique(roots[other]):
-            because = self._because.get(int(root), "a layer before it")
+            because = self._changed.get(int(root), "a layer before it")
             self.stuck.setdefault(
                 int(root),
                 f"{because} leaves a constant behind, which {describe(call.op)} "
@@ -122,7 +122,15 @@ class Valuation:
         roots = self.flow.table.roots()[labels]
         bad = self.dead[roots] & ~(result == 0)
         for root in np.unique(roots[bad]):
-            self._because.setdefault(int(root), describe(call.op))
+            self._changed.setdefault(int(root), describe(call.op))
+
+    def _why_unknown(self, root: int) -> str:
+        """Why it is not known what is left of a channel that is removed."""
+        if root in self._because:
+            return self._because[root]
+        if root in self._changed:
+            return f"{self._changed[root]} leaves more behind than one number"
+        return "its value is not constant"
 
     def _note(self, labels, reason: str) -> None:
         roots = np.unique(self.flow.table.roots()[labels])

@@ -110,7 +110,7 @@ def mix(
 
     def worth(valuation, values):
         constants = values_along(values[0], axis, read.size)
-        valuation.read(call, read, constants, fold)
+        valuation.read(call, read, constants, fold and call.holder is None)
         return [np.full(output.labels.shape, np.nan)]
 
     call.step([x], [output], worth)
@@ -205,10 +205,13 @@ def same(
         if not read.size:
             return [run_elementwise(call, x, value)]
         vector = values_along(value, axis, x.size(axis))
-        if valuation.hypothetical and weights:
-            result = np.where(np.isnan(vector), np.nan, GENERIC).repeat(repeat)
+        weighted = valuation.hypothetical and weights
+        if weighted and not (vector[~np.isnan(vector)] != 0).any():
+            result = np.repeat(vector, repeat)  # a bias: even, even at the border
         else:
             result = run_constant_map(call, x, vector, axis, to, repeat, elementwise)
+        if weighted:
+            result = np.where(np.isnan(result), np.nan, GENERIC)
         valuation.changed(call, np.repeat(read, repeat), result)
         return [spread(result, len(shape), to)]
 
@@ -242,6 +245,8 @@ def normalise(
     """
     call = current()
     table = call.flow.table
+    if call.holder is not None:
+        raise Ambiguous(f"it holds {describe(call.op)}, which takes statistics")
     if call.mask is not None and call.mask.gated_axis not in (None, axis % x.ndim):
         raise Ambiguous("its gates run along another axis than that of channels")
     read = _along(x, axis)
@@ -250,12 +255,12 @@ def normalise(
         table.tie(rows[1:], rows[:1])
     bind_weights(weights, {"in": read})
     labels = spread(read, x.ndim, axis)
-    output = Channels(call.outputs[0], labels)
+    output = Channels(call.outputs[0], squeeze_uniform(labels))
     gate_output(labels, axis % x.ndim, gates, weights, makes=False)
 
     def worth(valuation, values):
         valuation.agree(call, read)
-        return [np.full(labels.shape, np.nan)]
+        return [np.full(output.labels.shape, np.nan)]
 
     call.step([x], [output], worth)
     return output

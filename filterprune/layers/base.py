@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from filterprune.channels.flow import gate_of
+from filterprune.channels.registry import weight_of
 
 _MASKED: dict[type, type["Masked"]] = {}
 
@@ -129,7 +130,7 @@ class Masked(keras.layers.Wrapper):
             return outputs * keras.ops.reshape(gate, shape)
         weights = self.layer.weights
         gated = {
-            id(getattr(self.layer, name)): self._close(name)
+            id(weight_of(self.layer, name)): self._close(name)
             for name in self._gated_weights
         }
         values = [(w, gated.get(id(w), w)) for w in weights]
@@ -144,7 +145,7 @@ class Masked(keras.layers.Wrapper):
 
     def _close(self, name):
         """A weight times the gates, along its axis of output channels."""
-        weight = getattr(self.layer, name)
+        weight = weight_of(self.layer, name)
         gate = keras.ops.cast(self.gate, weight.dtype)
         return weight * keras.ops.reshape(gate, self._gated_weights[name])
 

@@ -7,12 +7,16 @@ import builders
 import keras
 import numpy as np
 import pytest
+from exactness import assert_close, assert_equal, to_numpy
 from keras import layers
 
 import filterprune
+from filterprune.channels.registry import weight_of
 from filterprune.layers import Masked
 
-POLICIES = {"mixed_float16": 5e-3, "mixed_bfloat16": 5e-2, "float64": 1e-12}
+# Elsewhere Keras normalises in float32, whatever the dtype.
+DOUBLE = 1e-12 if keras.backend.backend() == "tensorflow" else 1e-6
+POLICIES = {"mixed_float16": 5e-3, "mixed_bfloat16": 5e-2, "float64": DOUBLE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +167,8 @@ CASES = {
     "Activation softplus": Case(case(layers.Activation, "softplus"), (4,), -1, {}),
     "Rescaling": Case(case(layers.Rescaling, 2.0, offset=0.5), (6, 6, 4), -1, {}),
 }
+if keras.backend.backend() == "torch":  # Keras 3.15 fails there: the plain layer too
+    del CASES["LayerNormalization axis=1"]
 CLOSED = [1, 2]
 NEAR = {"rtol": 1e-5, "atol": 1e-6}
 # TensorFlow convolves channels_first on a CPU in float32 alone.
@@ -218,29 +224,30 @@ def test_open_gates_change_nothing_and_closed_ones_leave_zero(case):
     for training in (False, True):
         plain, masked = case.plain(), case.masked()
         expected = plain(x, training=training) if is_norm(plain) else plain(x)
-        np.testing.assert_allclose(masked(x, training=training), expected, **NEAR)
+        assert_close(masked(x, training=training), expected, **NEAR)
         builders.close(masked, *CLOSED)
         zeros, others = split(case, masked, masked(x, training=training))
         assert (zeros == 0).all()
         expected = split(case, masked, expected)[1]
         if case.couples:
             expected = case.smaller(x, ~masked.closed())
-        np.testing.assert_allclose(others, expected, **NEAR)
+        assert_close(others, expected, **NEAR)
 
 
 @with_weights
 def test_closed_filters_get_no_gradient_and_open_ones_get_theirs(case):
-    import tensorflow as tf
-
     masked, x = case.masked(), case.inputs()
+    inputs = keras.Input(x.shape[1:])
+    model = keras.Model(inputs, masked(inputs))
     builders.close(masked, *CLOSED)
-    weights = [getattr(masked.layer, name).value for name in case.weights]
-    with tf.GradientTape() as tape:
-        y = masked(x, training=True)
-        loss = keras.ops.sum(y * np.random.default_rng(0).normal(size=y.shape))
-    gradients = tape.gradient(loss, weights)
-    for (name, axes), gradient in zip(case.weights.items(), gradients, strict=True):
-        moved = np.moveaxis(gradient, axes, range(len(axes)))
+    weights = [weight_of(masked.layer, name) for name in case.weights]
+    before = [to_numpy(weight).copy() for weight in weights]
+    model.compile(keras.optimizers.SGD(1.0), lambda y, found: y * found)
+    model.train_on_batch(x, np.random.default_rng(0).normal(size=model(x).shape))
+    for (name, axes), old, weight in zip(
+        case.weights.items(), before, weights, strict=True
+    ):
+        moved = np.moveaxis(old - to_numpy(weight), axes, range(len(axes)))
         rows = moved.reshape(masked.gate.shape[0], -1)
         assert (rows[masked.closed()] == 0).all(), name
         assert (rows[~masked.closed()] != 0).any(axis=1).all(), name
@@ -266,7 +273,7 @@ def test_config_save_and_load(case, tmp_path):
         found = loaded.get_layer("plain")
         assert type(found) is type(masked)
         assert found.closed().tolist() == masked.closed().tolist()
-        np.testing.assert_allclose(loaded(x), model(x), **NEAR)
+        assert_close(loaded(x), model(x), **NEAR)
 
 
 @pytest.mark.parametrize("case", ON_CPU.values(), ids=ON_CPU)
@@ -279,7 +286,7 @@ def test_dtype_policies(case):
         assert masked.gate.dtype == plain.variable_dtype
         dtypes = [weight.dtype for weight in plain.weights]
         assert [weight.dtype for weight in masked.layer.weights] == dtypes
-        np.testing.assert_allclose(numpy(found), numpy(expected), limit, limit)
+        assert_close(numpy(found), numpy(expected), limit, limit)
         builders.close(masked, *CLOSED)
         zeros, others = split(case, masked, masked(x, training=True))
         assert (zeros == 0).all()
@@ -297,7 +304,7 @@ def test_losses_are_those_of_the_plain_layer(case):
     expected = sorted(float(loss) for loss in plain.losses)
     assert expected
     found = sorted(float(loss) for loss in masked.losses)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert_close(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Conv2D", "Dense sigmoid", "BatchNormalization"])
@@ -311,7 +318,7 @@ def test_regularizers_survive_the_config(name):
     x = case.inputs()
     masked(x), again(x)
     assert len(again.losses) == 1
-    np.testing.assert_allclose(again.losses, masked.losses, rtol=1e-6)
+    assert_close(again.losses, masked.losses, rtol=1e-6)
 
 
 NORMS = {name: case for name, case in CASES.items() if name.startswith("Batch")}
@@ -331,9 +338,7 @@ def test_moving_statistics_are_those_of_the_plain_layer(case, closing):
     plain(x, training=False), masked(x, training=False)
     assert (numpy(plain.moving_mean) != before).all()
     for name in ("moving_mean", "moving_variance"):
-        np.testing.assert_allclose(
-            getattr(masked.layer, name), getattr(plain, name), rtol=1e-6
-        )
+        assert_close(getattr(masked.layer, name), getattr(plain, name), rtol=1e-6)
 
 
 def test_moving_statistics_move_in_fit():
@@ -344,17 +349,17 @@ def test_moving_statistics_move_in_fit():
         each.compile("sgd", "mse")
         each.fit(x, x, batch_size=8, epochs=2, shuffle=False, verbose=0)
     for a, b in zip(model.get_weights(), masked.layers[0].layer.get_weights()):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+        assert_close(a, b, rtol=1e-4)
 
 
 def test_a_frozen_normalisation_uses_its_statistics_in_training():
     case = CASES["BatchNormalization"]
     plain, masked, x = case.plain(), case.masked(), case.inputs()
     plain.trainable = masked.trainable = False
-    np.testing.assert_allclose(
+    assert_close(
         masked(x, training=True), plain(x, training=True), rtol=1e-5, atol=1e-6
     )
-    np.testing.assert_array_equal(masked.layer.moving_mean, plain.moving_mean)
+    assert_equal(masked.layer.moving_mean, plain.moving_mean)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.couples])
@@ -364,7 +369,7 @@ def test_channels_that_are_closed_are_not_felt_by_the_others(name):
     builders.close(masked, *CLOSED)
     expected = masked(x)
     np.moveaxis(x, case.axis, 0)[CLOSED] = 1e3
-    np.testing.assert_array_equal(masked(x), expected)
+    assert_equal(masked(x), expected)
 
 
 def test_closed_filters_do_not_move_in_fit():
@@ -376,7 +381,7 @@ def test_closed_filters_do_not_move_in_fit():
     rng = np.random.default_rng(0)
     masked.fit(rng.normal(size=(32, 4)), rng.normal(size=(32, 2)), verbose=0)
     after = numpy(layer.layer.kernel)
-    np.testing.assert_array_equal(after[:, CLOSED], before[:, CLOSED])
+    assert_equal(after[:, CLOSED], before[:, CLOSED])
     assert (after[:, [0, 3]] != before[:, [0, 3]]).any()
 
 

@@ -15,6 +15,7 @@ from filterprune.channels.rules import (
     reduction,
     regularization,
     unknown,
+    wrappers,
 )
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "reduction",
     "regularization",
     "unknown",
+    "wrappers",
 ]

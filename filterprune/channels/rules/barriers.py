@@ -19,11 +19,6 @@ known_barrier(
     "it wraps another layer and is not supported yet",
     layers.Bidirectional,
     layers.Pipeline,
-    layers.TimeDistributed,
-)
-known_barrier(
-    "it divides its kernel by a norm taken over all filters",
-    layers.SpectralNormalization,
 )
 known_barrier(
     "attention is not supported yet",
@@ -51,10 +46,6 @@ known_barrier(
     layers.EinsumDense,
     layers.Embedding,
     layers.ReversibleEmbedding,
-)
-known_barrier(
-    "it makes a mask of all channels",
-    layers.Masking,
 )
 known_barrier(
     "it prepares inputs, whose channels are fixed",

@@ -13,7 +13,7 @@ from filterprune.channels.verbs import barrier, normalise, same
 
 
 @rule(layers.BatchNormalization)
-def batch_normalization(layer, x):
+def batch_normalization(layer, x, mask=None):
     if layer.renorm:
         return barrier("`renorm=True` is not supported")
     return same(

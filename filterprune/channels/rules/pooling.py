@@ -45,7 +45,7 @@ def spatial(layer, x):
     layers.GlobalMaxPooling2D,
     layers.GlobalMaxPooling3D,
 )
-def global_pooling(layer, x):
+def global_pooling(layer, x, mask=None):
     axis = channel_axis(layer)
     return same(x, axis=axis, to=axis if layer.keepdims else -1, keeps_zero=True)
 

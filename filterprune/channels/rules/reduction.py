@@ -2,14 +2,20 @@
 
 import math
 
+import keras
 import numpy as np
 from keras import layers
 
+from filterprune.channels.constants import spread
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import operation, rule
 from filterprune.channels.verbs import barrier, gather, same, take
+
+# What absent channels, which are zeros, add to the result over the others.
+_WITH_ZERO = {"Max": keras.ops.relu, "Amax": keras.ops.relu}
+_WITH_ZERO |= dict.fromkeys(("Min", "Amin"), lambda x: -keras.ops.relu(-x))
 
 
 @operation("Sum", "Mean", "Max", "Min", "Amax", "Amin", "Var", "Std", "Any", "All")
@@ -34,25 +40,46 @@ def _several(axis):
 
 def _over_channels(op, x, varied):
     name = type(op).__name__
-    if name not in ("Sum", "Mean"):
-        return barrier(f"it takes the {name.lower()} over channels")
+    if name == "All":
+        return barrier("it asks all channels, and absent ones are zero")
     axis = varied[-1]
     call = current()
     labels = call.flow.table.tie_along(x.labels, axis)
+    binding = call.flow.binding(call)
+
+    def absent(survivors) -> int:
+        return labels.size - survivors.count(labels)
+
+    def mean(survivors):
+        factor = 1 - absent(survivors) / labels.size
+        return None if factor == 1 else lambda outputs: outputs * factor
+
+    def extreme(survivors):
+        return _WITH_ZERO[name] if absent(survivors) else None
+
+    def padded(survivors, args, kwargs):
+        width = [(0, absent(survivors) if i == axis else 0) for i in range(x.ndim)]
+        if not absent(survivors):
+            return args, kwargs
+        return (keras.ops.pad(args[0], width), *args[1:]), kwargs
+
     if name == "Mean":  # over fewer channels then, of which none was zero
-        call.flow.binding(call).factor = lambda survivors: (
-            survivors.count(labels) / labels.size
-        )
+        binding.after = mean
+    elif name in _WITH_ZERO:
+        binding.after = extreme
+    elif name in ("Var", "Std"):
+        binding.rewrite = padded
     return gather([x], labels, [axis])
 
 
 @operation("Matmul")
 def matmul(op, x1, x2):
-    if not all(isinstance(x, Channels) and x.ndim > 1 for x in (x1, x2)):
-        return barrier("it multiplies by a constant or a vector")
-    batch = [f"b{i}" for i in range(max(x1.ndim, x2.ndim) - 2)]
-    names1 = [*batch[len(batch) - x1.ndim + 2 :], "i", "k"]
-    names2 = [*batch[len(batch) - x2.ndim + 2 :], "k", "j"]
+    ranks = [len(x.shape) for x in (x1, x2)]
+    if min(ranks) < 2:
+        return barrier("it multiplies by a vector")
+    batch = [f"b{i}" for i in range(max(ranks) - 2)]
+    names1 = [*batch[len(batch) - ranks[0] + 2 :], "i", "k"]
+    names2 = [*batch[len(batch) - ranks[1] + 2 :], "k", "j"]
     return contract([x1, x2], [names1, names2], [*batch, "i", "j"])
 
 
@@ -83,13 +110,14 @@ def contract(xs, names, output):
     """Sums of products, the axes of each operand given by name.
 
     Args:
-        xs: the `Channels` multiplied.
+        xs: the `Channels` multiplied, and constant arrays.
         names: for each of `xs` the names of its axes.
         output: the names of the output's axes; all others are summed over.
     """
-    if not all(isinstance(x, Channels) for x in xs):
-        return barrier("it multiplies by a constant tensor")
     table = current().flow.table
+    constants = [(x, n) for x, n in zip(xs, names) if not isinstance(x, Channels)]
+    names = [n for x, n in zip(xs, names) if isinstance(x, Channels)]
+    xs = [x for x in xs if isinstance(x, Channels)]
     places: dict[str, list[tuple[int, int]]] = {}
     for number, (x, axes) in enumerate(zip(xs, names, strict=True)):
         varied = varied_axes(x)
@@ -97,6 +125,8 @@ def contract(xs, names, output):
             table.tie_along(x.labels, varied[-1])
         if varied:
             places.setdefault(axes[varied[-1]], []).append((number, varied[-1]))
+    if len(places) == 1:
+        _bind_constants(constants, places, xs)
     if len(places) > 1 or any(name in output for name in places):
         return _kept_channels(xs, names, places, output)
     shape = current().outputs[0]
@@ -113,6 +143,19 @@ def contract(xs, names, output):
     for vector in vectors[1:]:
         table.tie(vectors[0], vector)
     return gather(operands, vectors[0], axes)
+
+
+def _bind_constants(constants, places, xs) -> None:
+    """Let constant operands lose what the tensors lose."""
+    call = current()
+    ((name, ((number, axis), *_)),) = places.items()
+    vector = call.flow.table.tie_along(xs[number].labels, axis)
+    for array, names in constants:
+        if name not in names or array.shape[names.index(name)] != vector.size:
+            continue
+        labels = spread(vector, len(names), names.index(name))
+        channels = Channels(tuple(array.shape), labels)
+        call.flow.binding(call).arguments[id(array)] = channels
 
 
 def _kept_channels(xs, names, places, output):
