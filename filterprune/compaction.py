@@ -12,7 +12,7 @@ from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import copy_operation, is_layer
 from filterprune.compiling import Move, compile_alike
 from filterprune.errors import PruningWarning
-from filterprune.rebuilding import Rebuilder, copy_layer, copy_weights
+from filterprune.rebuilding import Rebuilder, copy_layer, copy_weights, warn_of_ties
 from filterprune.selection import masked_analysis
 from filterprune.verification import verify_same
 
@@ -61,10 +61,11 @@ def compact(masked, verify=True):
     compactor = _Compactor(analysis, survivors, valuation.folds)
     small = compactor.build()
     moves = compactor.transfer()
-    if verify:
-        verify_same(masked, small, analysis, survivors)
+    warn_of_ties(compactor.rebuilder.pairs, masked.name)
     if masked.compiled:
         compile_alike(masked, small, moves, survivors)
+    if verify:
+        verify_same(masked, small, analysis, survivors)
     return small
 
 

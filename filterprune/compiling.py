@@ -8,8 +8,11 @@ import keras
 import numpy as np
 
 from filterprune.channels.survivors import Survivors
-from filterprune.channels.trace import metric_functions
+from filterprune.channels.trace import adafactor_factors, metric_functions
 from filterprune.errors import PruningWarning
+
+# How Keras names the moving average of a weight (`use_ema`), behind its path.
+AVERAGE = "_average"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,29 +84,44 @@ def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> Non
         move = by_old.get(id(variable))
         if move is not None and id(move.new) in by_new:
             pairs.append((index, by_new[id(move.new)], move))
-    _carry(old, new, pairs, len(masked.trainable_variables), survivors)
+    if old.use_ema:
+        _start_averages(new, small.trainable_variables)
+    _carry(old, new, pairs, masked.trainable_variables, survivors)
 
 
-def _carry(old, new, pairs, count: int, survivors: Survivors) -> None:
+def _start_averages(optimizer, weights: list) -> None:
+    """Let the moving averages begin at the weights: a new bias has no past."""
+    values = {f"{w.path.replace('/', '_')}{AVERAGE}": w for w in weights}
+    for variable in optimizer.variables:
+        if variable.name in values:
+            variable.assign(values[variable.name])
+
+
+def _carry(old, new, pairs, weights: list, survivors: Survivors) -> None:
+    own = {id(weight) for weight in weights}
     slots: set[int] = set()
     for name, old_list in vars(old).items():
         new_list = getattr(new, name, None)
-        if not _is_slots(old_list, count) or new_list is None:
+        if not _is_slots(old_list, len(weights)) or new_list is None:
             continue
         slots.update(id(variable) for variable in old_list)
         slots.update(id(variable) for variable in new_list)
         for old_index, new_index, move in pairs:
             source, target = old_list[old_index], new_list[new_index]
-            if not isinstance(source, keras.Variable):
+            # An optimizer lists the weights themselves too, and those are done.
+            if not isinstance(source, keras.Variable) or id(source) in own:
                 continue
             value = keras.ops.convert_to_numpy(source)
             if value.shape == tuple(move.old.shape):
                 value = survivors.slice(value, move.axes)
+                if old.use_ema and source.name.endswith(AVERAGE):
+                    value = value + _folded(move, survivors)
             if value.shape == tuple(target.shape):
                 target.assign(value)
+    _carry_factors(old, new, pairs, survivors)
     inner = getattr(old, "inner_optimizer", None)
     if inner is not None:
-        _carry(inner, new.inner_optimizer, pairs, count, survivors)
+        _carry(inner, new.inner_optimizer, pairs, weights, survivors)
         slots.update(id(v) for v in (*inner.variables, *new.inner_optimizer.variables))
     for source, target in zip(
         [v for v in old.variables if id(v) not in slots],
@@ -111,6 +129,36 @@ def _carry(old, new, pairs, count: int, survivors: Survivors) -> None:
     ):
         if source.shape == target.shape:
             target.assign(np.asarray(keras.ops.convert_to_numpy(source)))
+
+
+def _carry_factors(old, new, pairs, survivors: Survivors) -> None:
+    """Slice Adafactor's second moments, which it keeps as row and column means.
+
+    What it makes of them, `outer(r, c) / mean(r)`, stays as it is for every
+    weight that stays (Shazeer and Stern, 2018, https://arxiv.org/abs/1804.04235).
+    """
+    if not isinstance(old, keras.optimizers.Adafactor):
+        return
+    for old_index, new_index, move in pairs:
+        if len(move.axes) < 2:
+            continue
+        rows, columns = (
+            keras.ops.convert_to_numpy(factor[old_index])
+            for factor in adafactor_factors(old)
+        )
+        new_rows, new_columns = (f[new_index] for f in adafactor_factors(new))
+        kept = survivors.slice(rows, move.axes[:-1])
+        before, after = rows.mean(-1, keepdims=True), kept.mean(-1, keepdims=True)
+        share = np.divide(after, before, out=np.ones_like(after), where=before > 0)
+        sliced = survivors.slice(columns, (*move.axes[:-2], move.axes[-1]))
+        new_rows.assign(kept * (move.old.shape[-1] / move.new.shape[-1]))
+        new_columns.assign(sliced * share)
+
+
+def _folded(move: Move, survivors: Survivors) -> np.ndarray:
+    """What compaction added to a weight: its moving average needs the same."""
+    old = survivors.slice(keras.ops.convert_to_numpy(move.old), move.axes)
+    return keras.ops.convert_to_numpy(move.new) - old
 
 
 def _is_slots(value, count: int) -> bool:

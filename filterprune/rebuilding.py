@@ -1,6 +1,7 @@
 """Rebuilding a model's graph with other layers in it."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from filterprune.channels.trace import (
     trace,
     without_mask,
 )
+from filterprune.errors import PruningWarning
 
 
 def copy_layer(layer, /, **config):
@@ -58,6 +60,31 @@ def copy_weights(layer, new) -> None:
     finalize = getattr(new, "finalize_state", None)  # preprocessing layers
     if finalize is not None and layer.weights:
         finalize()
+
+
+def warn_of_ties(pairs, name: str) -> None:
+    """Warn of layers that share weights: their copies each have their own.
+
+    Args:
+        pairs: the layers of a model with their copies.
+        name: the model's name.
+    """
+    owners: dict[int, list[str]] = {}
+    for old, new in pairs:
+        kept = {id(weight) for weight in new.weights}
+        for weight in old.weights:
+            if id(weight) not in kept:
+                owners.setdefault(id(weight), []).append(old.name)
+    ties = {tuple(names) for names in owners.values() if len(names) > 1}
+    for names in sorted(ties):
+        listed = " and ".join(f"'{layer}'" for layer in names)
+        warnings.warn(
+            f"The layers {listed} of '{name}' share weights. In the new model each "
+            "has its own, equal to begin with, and training will part them. Call "
+            "one layer several times to share its weights.",
+            PruningWarning,
+            stacklevel=4,
+        )
 
 
 @dataclasses.dataclass(eq=False)

@@ -19,7 +19,7 @@ from filterprune.channels.trace import (
 from filterprune.compiling import recompile
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.normalising import MaskedActivation
-from filterprune.rebuilding import Rebuilder, build_alike, copy_layer
+from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, warn_of_ties
 
 
 def wrap(layer):
@@ -152,7 +152,9 @@ def _wrap_chosen(model, chosen: dict[int, int]):
             return None
         return Masked(keras.layers.Identity(name=f"{op.name}_gate"), chosen[id(op)])
 
-    masked = Rebuilder(make, after=after).rebuild(model)
+    rebuilder = Rebuilder(make, after=after)
+    masked = rebuilder.rebuild(model)
+    warn_of_ties(rebuilder.pairs, model.name)
     if model.compiled:
         recompile(model, masked)
     return masked

@@ -11,7 +11,8 @@ from keras import layers
 
 import filterprune
 
-TENSORFLOW = keras.backend.backend() == "tensorflow"
+BACKEND = keras.backend.backend()
+TENSORFLOW = BACKEND == "tensorflow"
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "squeeze_excite"])
@@ -106,6 +107,99 @@ def test_compact_models_are_quantized_and_exported(name, tmp_path):
     small.quantize("int8")
     for a, b in zip(builders.outputs(small, x), expected, strict=True):
         assert np.abs(a - b).max() < 0.1 * np.abs(b).max() + 0.05
+
+
+class Tied(layers.Layer):
+    """Multiplies by the kernel of another layer, transposed."""
+
+    def __init__(self, other, **kwargs):
+        super().__init__(**kwargs)
+        self.other = other
+
+    def call(self, x):
+        return keras.ops.matmul(x, keras.ops.transpose(self.other.kernel))
+
+
+def test_weights_that_layers_share():
+    """What the tie needs is kept whole; that it is undone is told."""
+    x = keras.Input((8,))
+    encoder = layers.Dense(6, name="encoder")
+    y = encoder(layers.Dense(16, activation="relu", name="wide")(x))
+    y = Tied(encoder, name="decoder")(y)
+    y = layers.Dense(8, activation="relu", name="hidden")(y)
+    model = randomise(keras.Model(x, layers.Dense(3, name="head")(y)))
+    with pytest.warns(filterprune.PruningWarning, match="'encoder' and 'decoder'"):
+        masked = filterprune.wrap_model(model)
+    builders.assert_same_outputs(model, masked)
+    close_at_random(masked)
+    small = check_exact(masked)
+    assert small.get_layer("decoder").other.kernel.shape == (16, 6)
+    assert small.get_layer("hidden").units == 4
+    by_layer = builders.clone(model)
+    close_at_random(by_layer)
+    check_exact(by_layer)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras exports from JAX by TensorFlow")
+@pytest.mark.filterwarnings("ignore")  # those of the exporters
+@pytest.mark.parametrize("name", ["plain", "residual", "squeeze_excite"])
+def test_compact_models_run_in_onnx_runtime(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    masked = filterprune.wrap_model(builders.randomise(builders.BUILDERS[name]()))
+    close_at_random(masked)
+    small = filterprune.compact(masked)
+    small.export(tmp_path / "small.onnx", format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    x = builders.sample(small)
+    (source,) = session.get_inputs()
+    (found,) = session.run(None, {source.name: to_numpy(x)})
+    (expected,) = builders.outputs(small, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def edited(path, edit):
+    """Change the texts of a `.keras` file, by their names in it."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, edit(name, content))
+
+
+def test_a_file_of_another_version_of_keras(tmp_path):
+    """The version alone does no harm; settings that are not known do, by name."""
+    masked = filterprune.wrap_model(builders.randomise(builders.plain()))
+    close_at_random(masked)
+    path = tmp_path / "masked.keras"
+    masked.save(path)
+
+    def version(name, content):
+        return content.replace(keras.__version__.encode(), b"99.0.0")
+
+    def setting(name, content):
+        return content.replace(b'"axis": -1', b'"axis": -1, "from_later": 1')
+
+    edited(path, version)
+    loaded = keras.models.load_model(path)
+    assert builders.closed(loaded) == builders.closed(masked)
+    builders.assert_same_outputs(masked, loaded)
+    edited(path, setting)
+    before = path.read_bytes()
+    with pytest.raises((TypeError, ValueError), match="from_later"):
+        keras.models.load_model(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_of_another_model(tmp_path):
+    """Keras refuses them, half loaded; gates and weights are still compacted."""
+    masked = filterprune.wrap_model(builders.randomise(builders.plain()))
+    other = filterprune.wrap_model(builders.residual())
+    close_at_random(masked)
+    other.save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(ValueError):
+        masked.load_weights(tmp_path / "other.weights.h5")
+    check_exact(masked)
 
 
 BROKEN = {"empty": b"", "no model": b"hello", "truncated": None}

@@ -14,6 +14,7 @@ from exactness import assert_close, assert_equal, to_numpy
 
 import filterprune
 from filterprune import FilterPruningCallback, PolynomialDecay
+from filterprune.channels.trace import adafactor_factors
 from filterprune.selection import Selector
 
 BATCH = 32
@@ -215,6 +216,57 @@ def test_optimizers_whose_slots_are_not_those_of_single_weights(name):
     before = small.evaluate(X, Y, verbose=0)[0]
     small.fit(X, Y, batch_size=BATCH, epochs=2, verbose=0)
     assert small.evaluate(X, Y, verbose=0)[0] < before + 0.1
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.01),
+        lambda: keras.optimizers.Adam(1e-3),
+        lambda: keras.optimizers.Adam(1e-3, use_ema=True),
+    ],
+    ids=["sgd", "adam", "ema"],
+)
+def test_folded_constants_outlive_the_optimizer(optimizer, use_bias):
+    """A closed channel that is a constant further on is part of a bias then."""
+    x = keras.Input((8, 8, 1))
+    y = keras.layers.Conv2D(8, 3, activation="relu", name="conv")(x) + 0.25
+    y = keras.layers.GlobalMaxPooling2D()(y)
+    y = keras.layers.Dense(10, use_bias=use_bias, name="head")(y)
+    masked = filterprune.wrap_model(builders.randomise(keras.Model(x, y)))
+    masked.compile(optimizer(), LOSS)
+    fit(masked)
+    masked.optimizer.finalize_variable_values(masked.trainable_variables)
+    small = check(masked, rtol=1e-4, atol=1e-5)
+    assert small.get_layer("head").use_bias
+    small.optimizer.finalize_variable_values(small.trainable_variables)
+    expected, found = (m.predict(X[:32], verbose=0) for m in (masked, small))
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def second_moments(model, kernel):
+    """What Adafactor divides the gradients of a kernel by, squared."""
+    weights = model.trainable_variables
+    (index,) = [i for i, weight in enumerate(weights) if weight is kernel]
+    rows, columns = (to_numpy(f[index]) for f in adafactor_factors(model.optimizer))
+    mean = rows.mean(-1, keepdims=True)
+    return (rows / mean)[..., None] * columns[..., None, :]
+
+
+def test_adafactor_makes_the_same_of_its_sliced_moments():
+    """Of the square kernel too, whose rows are as many as its columns."""
+    masked = net(optimizer=keras.optimizers.Adafactor(1e-3))
+    fit(masked)
+    small = filterprune.compact(masked)
+    kept = {path: ~np.array(gates) for path, gates in builders.closed(masked).items()}
+    for name, read in {"conv2": "conv1", "hidden": "conv2"}.items():
+        assert not kept[name].all() and not kept[read].all()
+        expected = second_moments(masked, masked.get_layer(name).layer.kernel)
+        expected = np.compress(kept[name], expected, axis=-1)
+        expected = np.compress(kept[read], expected, axis=-2)
+        found = second_moments(small, small.get_layer(name).kernel)
+        assert_close(found, expected, rtol=1e-4)
 
 
 RUN = """

@@ -232,3 +232,8 @@ def metric_functions(model) -> list:
             if function is not None and hasattr(function, "__name__"):
                 found.append(function)
     return found
+
+
+def adafactor_factors(optimizer) -> tuple[list, list]:
+    """The means of squared gradients over the columns and over the rows."""
+    return optimizer._r, optimizer._c

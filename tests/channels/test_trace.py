@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from filterprune.channels.trace import (
+    adafactor_factors,
     check_model,
     copy_operation,
     has_functional_constructor,
@@ -35,6 +36,14 @@ def test_private_names_are_there(model):
     assert hasattr(keras.Sequential(), "_functional")
     assert hasattr(layers.Dense(1), "_inbound_nodes")
     assert hasattr(layers.Dense(1), "_outbound_nodes")
+
+
+def test_adafactor_keeps_its_moments_by_rows_and_columns():
+    optimizer = keras.optimizers.Adafactor()
+    optimizer.build([keras.Variable(np.zeros((2, 3, 4)))])
+    rows, columns = adafactor_factors(optimizer)
+    assert tuple(rows[0].shape) == (2, 3)
+    assert tuple(columns[0].shape) == (2, 4)
 
 
 def test_functions_behind_metrics_are_found():

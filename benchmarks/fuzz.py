@@ -1,0 +1,196 @@
+"""Random graphs, random training, random gates: masked and compact must agree.
+
+    python benchmarks/fuzz.py --minutes 10 [--python jax=/path/to/python] ...
+    python benchmarks/fuzz.py --backend jax --seed 123  # one batch once more
+
+Takes the backends in turn for as long as it is told: those that this Python has
+and those of other environments, given by `--python`. Prints the graphs tried,
+the mismatches and the seeds of failures, and writes them to
+`benchmarks/results/fuzz.json`. Ends with 1 if there was a mismatch.
+"""
+
+import argparse
+import collections
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
+BACKENDS = ("tensorflow", "jax", "torch")
+BATCH = 10  # graphs drawn from one seed
+
+
+def try_batch(seed: int, counts: collections.Counter) -> None:
+    """Draw graphs from one seed, train and close gates, compact and compare."""
+    from graphs import models
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+    from hypothesis import strategies as st
+
+    @seeded(seed)
+    @settings(
+        max_examples=BATCH,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(models(), st.data())
+    def attempt(model, data):
+        counts["graphs"] += 1
+        counts[try_graph(model, data, st)] += 1
+
+    attempt()
+
+
+def try_graph(model, data, st) -> str:
+    """What became of one graph; raises `AssertionError` on a mismatch."""
+    import keras
+    import numpy as np
+    from exactness import check_exact, close_at_random, randomise
+    from graph_training import diverged, train
+
+    import filterprune
+    from filterprune.channels.groups import study
+
+    seed = data.draw(st.integers(0, 99))
+    model = randomise(model, seed)
+    if data.draw(st.booleans()):
+        masked = filterprune.wrap_model(model)
+    else:
+        masked = keras.models.clone_model(model, clone_function=filterprune.wrap)
+    if not study(masked).prunable:
+        return "nothing to prune"
+    how = data.draw(st.sampled_from(["train", "train", "slots", "gates"]))
+    if how == "train":
+        train(masked, data, st)
+        if diverged(masked):
+            return "diverged"
+    elif how == "slots":
+        close_at_random(masked, seed)
+    else:
+        rng = np.random.default_rng(seed)
+        for call in study(masked).masks:
+            call.mask.gate.assign(rng.integers(0, 2, call.gate.size))
+    try:
+        check_exact(masked)
+    except ValueError as error:
+        if "takes statistics over its channels" not in str(error):
+            raise
+        return "refused"
+    return "trained" if how == "train" else "gates set"
+
+
+def work(minutes: float, first: int, only: bool) -> dict:
+    """Try batches on this process's backend until the time is up."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    os.environ.setdefault("JAX_ENABLE_X64", "1")
+    import keras
+
+    counts: collections.Counter = collections.Counter()
+    failures = []
+    end = time.monotonic() + 60 * minutes
+    seed = first
+    while only or time.monotonic() < end:
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(seed % 2**32)
+        keras.config.set_floatx("float64")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try_batch(seed, counts)
+        except Exception as error:
+            failures.append({"seed": seed, "error": str(error)[:500]})
+            print(f"seed {seed}:", file=sys.stderr)
+            traceback.print_exc()
+        if only:
+            break
+        seed += 1
+    return {"keras": keras.__version__, "counts": counts, "failures": failures}
+
+
+def spawn(backend: str, python: str, minutes: float, first: int) -> dict:
+    """Run a worker of a backend in its environment."""
+    command = [python, __file__, "--worker", "--minutes", str(minutes)]
+    result = subprocess.run(
+        [*command, "--seed", str(first)],
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if result.returncode:
+        sys.exit(f"The worker of {backend} ended with {result.returncode}.")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def environments(given: list[str]) -> dict[str, str]:
+    """The Python of each backend that can be run."""
+    found = {
+        name: sys.executable for name in BACKENDS if importlib.util.find_spec(name)
+    }
+    for pair in given:
+        name, _, path = pair.partition("=")
+        if name not in BACKENDS or not path:
+            sys.exit(f"Expected --python BACKEND=PATH. Received: {pair}")
+        found[name] = path
+    return found
+
+
+def show(rows: dict) -> None:
+    kinds = sorted(
+        {kind for row in rows.values() for kind in row["counts"]} - {"graphs"}
+    )
+    print(
+        f"{'backend':12}"
+        + "".join(f"{k:>18}" for k in ["graphs", *kinds, "mismatches"])
+    )
+    for backend, row in rows.items():
+        values = [row["counts"].get(kind, 0) for kind in ["graphs", *kinds]]
+        values.append(len(row["failures"]))
+        print(f"{backend:12}" + "".join(f"{value:>18,}" for value in values))
+        for failure in row["failures"]:
+            print(f"  seed {failure['seed']}: {failure['error'].splitlines()[0]}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10, help="in all")
+    parser.add_argument("--seed", type=int, help="the first seed, or the only one")
+    parser.add_argument("--backend", choices=BACKENDS, help="one batch on this one")
+    parser.add_argument("--python", action="append", default=[], metavar="B=PATH")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(work(args.minutes, args.seed, only=args.minutes == 0)))
+        return 0
+    first = args.seed if args.seed is not None else int(time.time())
+    pythons = environments(args.python)
+    if args.backend:
+        rows = {args.backend: spawn(args.backend, pythons[args.backend], 0, first)}
+        show(rows)
+        return int(any(row["failures"] for row in rows.values()))
+    rows = {
+        backend: spawn(backend, python, args.minutes / len(pythons), first)
+        for backend, python in pythons.items()
+    }
+    show(rows)
+    result = {
+        "minutes": args.minutes,
+        "first_seed": first,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "backends": rows,
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    return int(any(row["failures"] for row in rows.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
