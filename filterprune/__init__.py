@@ -4,20 +4,34 @@ from filterprune import channels, criteria, layers, schedules
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels import rule
 from filterprune.compaction import compact
+from filterprune.criteria import Criterion, register_criterion
+from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
 from filterprune.gates import kept_indices, replay
+from filterprune.recovery import recalibrate
+from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
 from filterprune.report import Report, analyze
-from filterprune.schedules import ConstantSparsity, PolynomialDecay, Schedule
+from filterprune.schedules import (
+    ConstantSparsity,
+    IterativeSparsity,
+    PolynomialDecay,
+    Schedule,
+)
 from filterprune.selection import prune
 from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
 
 __all__ = [
     "ConstantSparsity",
+    "Criterion",
     "FilterPruningCallback",
+    "GroupLasso",
+    "GrowingRegularization",
+    "IterativeSparsity",
     "PolynomialDecay",
     "PruningWarning",
     "Report",
+    "ScaleL1",
     "Schedule",
     "VerificationError",
     "__version__",
@@ -25,9 +39,12 @@ __all__ = [
     "channels",
     "compact",
     "criteria",
+    "distill",
     "kept_indices",
     "layers",
     "prune",
+    "recalibrate",
+    "register_criterion",
     "replay",
     "rule",
     "schedules",

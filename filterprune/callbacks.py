@@ -5,9 +5,17 @@ import warnings
 import keras
 
 from filterprune import criteria
+from filterprune.budget import Budget
 from filterprune.errors import PruningWarning
-from filterprune.schedules import Schedule, Timetable, is_integer
-from filterprune.selection import Limits, Selector
+from filterprune.limits import Limits
+from filterprune.schedules import (
+    Schedule,
+    Timetable,
+    is_integer,
+    last_step,
+    optimizer_step,
+)
+from filterprune.selection import Selector
 
 
 class FilterPruningCallback(keras.callbacks.Callback):
@@ -28,7 +36,8 @@ class FilterPruningCallback(keras.callbacks.Callback):
             `begin_step` on. Defaults to `100`.
         criterion: how filters are scored, as in `filterprune.prune`. Defaults
             to `"l2"`.
-        scope: `"global"` or `"layer"`, as in `filterprune.prune`.
+        scope: what is ranked together, as in `filterprune.prune`. Defaults to
+            `"global"`.
         min_filters: how many channels every group keeps at least. Defaults to
             `1`.
         round_to: if given, the channels that each group keeps are a multiple
@@ -36,11 +45,27 @@ class FilterPruningCallback(keras.callbacks.Callback):
         end_fraction: the fraction of the fit's steps, in (0, 1], after which
             a schedule without `end_step` ends; the rest is for recovery.
             Defaults to `0.6`.
+        target: what the schedule's sparsity is a fraction of: `"filters"`,
+            `"params"`, `"macs"` or `"bytes"`, as in `filterprune.prune`; `logs`
+            then also get `macs_removed` (`params_removed`, `bytes_removed`).
+            Defaults to `"filters"`.
+        budget: how much of the target may be left at the end, such as `5e8`
+            MACs. The schedule then says how fast it is approached, and not how
+            far. Defaults to `None`.
+        rounding, max_sparsity, overrides: as in `filterprune.prune`.
+        regrow_until: until which step gates that were closed may open again:
+            an integer, or a fraction of the schedule in (0, 1]. Defaults to
+            `None`: closed gates stay closed.
+        softness: the value of closed gates until then, in [0, 1): above 0 their
+            filters go on learning, and can win their place back (Kang and Han,
+            "Operation-aware soft channel pruning", ICML 2020, soften gates too).
+            Defaults to `0.5`.
 
     Raises:
         TypeError: if `schedule` is no schedule.
         ValueError: if another argument is out of range; and at the start of
-            `fit` if the model has no gates or nothing in it can be pruned.
+            `fit` if the model has no gates, nothing in it can be pruned or a
+            budget is out of reach.
 
     Example:
 
@@ -61,6 +86,13 @@ class FilterPruningCallback(keras.callbacks.Callback):
         min_filters=1,
         round_to=None,
         end_fraction=0.6,
+        target="filters",
+        budget=None,
+        rounding="nearest",
+        max_sparsity=1.0,
+        overrides=None,
+        regrow_until=None,
+        softness=0.5,
     ):
         super().__init__()
         if not isinstance(schedule, Schedule):
@@ -86,25 +118,34 @@ class FilterPruningCallback(keras.callbacks.Callback):
         self.schedule = schedule
         self.frequency = int(frequency)
         self.criterion = criterion
-        self.limits = Limits(scope, min_filters, round_to)
+        self.limits = Limits(
+            scope, min_filters, round_to, rounding, max_sparsity, overrides or {}
+        )
+        self.budget = Budget(target, budget)
         self.end_fraction = end_fraction
+        self.regrow_until = _check_regrowth(regrow_until)
+        if isinstance(softness, bool) or not 0 <= softness < 1:
+            raise ValueError(
+                f"Expected `softness` to be in [0, 1). Received: softness={softness!r}"
+            )
+        self.softness = softness
 
     def on_train_begin(self, logs=None):
-        self._selector = Selector(self.model, self.criterion, self.limits)
-        self._sparsity = self._selector.sparsity()
+        self._selector = Selector(self.model, self.criterion, self.limits, self.budget)
+        self._report(self._selector.sparsity())
         self._times: Timetable | None = None
-        if self.schedule.end_step is None and not self.params.get("steps"):
-            raise ValueError(
-                "The number of steps of this `fit` is not known, so the schedule "
-                "needs an `end_step`: pass one, or `steps_per_epoch` to `fit`."
-            )
+        if self.schedule.end_step is None:
+            last_step(self, 0, 0, self.end_fraction)  # raises if it is not known
 
     def on_epoch_begin(self, epoch, logs=None):
         # Here, not in `on_train_begin`: by now a resumed run is restored.
-        step = self._step()
+        step = optimizer_step(self.model)
         if self._times is None:
             self._plan, self._times = self._planned(step, epoch)
-            self._selector.check_reachable(self._plan(self._times.end))
+            self._final = self._plan(self._times.end)
+            if self.budget.budget is not None:
+                self._final = self.budget.fraction(self._selector.slots, None)
+            self._selector.check_reachable(self._final)
         self._before = step
         self._next = self._times.after(step)
         if self._times.due(step):
@@ -113,49 +154,73 @@ class FilterPruningCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         # Reading the optimizer's count is slow: do so only if it can be time.
         if self._next is not None and self._before + batch + 1 >= self._next:
-            step = self._step()
+            step = optimizer_step(self.model)
             if step >= self._next:
                 self._update(step)
         if logs is not None:
-            logs["sparsity"] = self._sparsity
+            logs.update(self._logs)
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
-            logs["sparsity"] = self._sparsity
+            logs.update(self._logs)
 
     def on_train_end(self, logs=None):
-        step = self._step()
+        step = optimizer_step(self.model)
         if self._times is not None and step < self._times.end:
+            sparsity = self._logs["sparsity"]
             warnings.warn(
                 f"`fit` ended at step {step}, before the pruning schedule ends at "
-                f"step {self._times.end}: the sparsity is {self._sparsity:.3f}, and "
-                f"{self._plan(self._times.end):.3f} was planned. Train on (a second "
-                "`fit` continues the schedule) or lower `end_step`.",
+                f"step {self._times.end}: the sparsity is {sparsity:.3f}, and "
+                f"{self._final:.3f} of the {self.budget.target} was planned. Train on "
+                "(a second `fit` continues the schedule) or lower `end_step`.",
                 PruningWarning,
                 stacklevel=2,
             )
-
-    def _step(self) -> int:
-        """The optimizer's step; on JAX `fit` keeps it elsewhere meanwhile."""
-        sync = getattr(self.model, "jax_state_sync", None)
-        if sync is not None:
-            sync()
-        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def _planned(self, step: int, epoch: int) -> tuple[Schedule, Timetable]:
         """The schedule with its end, and when it is due."""
         plan = self.schedule
         end = plan.end_step
         if end is None:
-            steps = self.params["steps"]
-            # The optimizer counts updates: one for so many batches.
-            steps /= self.model.optimizer.gradient_accumulation_steps or 1
-            total = self.end_fraction * self.params["epochs"] * steps
-            start = step - round(epoch * steps)
-            end = max(start + round(total), plan.begin_step + 1)
+            end = last_step(self, step, epoch, self.end_fraction)
+            end = max(end, plan.begin_step + 1)
             plan = plan.with_end(end)
         return plan, Timetable(plan.begin_step, end, self.frequency)
 
     def _update(self, step: int) -> None:
-        self._sparsity = self._selector.update(self._plan(step))
-        self._next = self._times.after(step) if self._times else None
+        times = self._times
+        if times is None:  # not before the first epoch
+            return
+        last = self._plan(times.end)
+        progress = min(self._plan(step) / last, 1.0) if last else 1.0
+        fraction = self._plan(step)
+        if self.budget.budget is not None:
+            fraction = self._final * progress
+        soft = self._is_soft(step, times)
+        softness = self.softness if soft else 0.0
+        self._report(self._selector.update(fraction, progress, softness, reopen=soft))
+        self._next = times.after(step)
+
+    def _is_soft(self, step: int, times: Timetable) -> bool:
+        """Whether gates that close now may open again."""
+        until = self.regrow_until
+        if isinstance(until, float):
+            until = times.begin + until * (times.end - times.begin)
+        return until is not None and step < min(until, times.end)
+
+    def _report(self, sparsity: float) -> None:
+        """Note what goes into `logs`."""
+        self._logs = {"sparsity": sparsity}
+        if self.budget.target != "filters":
+            self._logs[f"{self.budget.target}_removed"] = self._selector.removed()
+
+
+def _check_regrowth(until):
+    if until is None or (is_integer(until) and until > 0):
+        return until
+    if isinstance(until, float) and 0 < until <= 1:
+        return until
+    raise ValueError(
+        "Expected `regrow_until` to be a step, an integer above 0, or a fraction of "
+        f"the schedule in (0, 1]. Received: regrow_until={until!r}"
+    )

@@ -13,7 +13,7 @@ from filterprune.channels.trace import copy_operation, is_layer
 from filterprune.compiling import Move, compile_alike
 from filterprune.errors import PruningWarning
 from filterprune.rebuilding import Rebuilder, copy_layer, copy_weights, warn_of_ties
-from filterprune.selection import masked_analysis
+from filterprune.slots import masked_analysis
 from filterprune.verification import verify_same
 
 

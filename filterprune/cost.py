@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import keras
+import numpy as np
 
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
@@ -33,6 +34,106 @@ class Cost:
         )
 
 
+class CostModel:
+    """The cost of a model as a function of the channels that are left.
+
+    A weight has as many entries as the product of its axes' channels; the axes
+    of all weights are counted at once, so that a budget can be searched for.
+
+    Args:
+        analysis: the analysis of a model.
+    """
+
+    def __init__(self, analysis: Analysis):
+        self._analysis = analysis
+        self._paths: list[str] = []
+        # For each weight: its layer, entries not along channels, up to so many
+        # vectors of channels, its cost an entry.
+        self._layer: list[int] = []
+        self._rest: list[int] = []
+        self._vectors: list[list[int]] = []
+        self._unit: list[tuple[int, int, int]] = []
+        self._known: dict[bytes, int] = {}
+        self._roots: list[np.ndarray] = []
+        self._times: list[np.ndarray] = []
+        self._collect()
+        self._layer_of = np.array(self._layer, int)
+        width = max((len(v) for v in self._vectors), default=0)
+        empty = len(self._roots)  # a vector of one channel that always stays
+        self._index = np.array(
+            [v + [empty] * (width - len(v)) for v in self._vectors], int
+        ).reshape(len(self._vectors), width)
+        self._ids = np.repeat(np.arange(empty), [r.size for r in self._roots])
+        self._flat_roots = np.concatenate([np.zeros(0, int), *self._roots])
+        self._flat_times = np.concatenate([np.zeros(0, int), *self._times])
+
+    def _collect(self) -> None:
+        layers: dict[int, dict[int, int]] = {}
+        for call in self._analysis.flow.calls:
+            op = call.op
+            if not isinstance(op, keras.layers.Layer) or not op.weights:
+                continue
+            if id(op) not in layers:
+                layers[id(op)] = self._add_layer(call)
+            numbers = layers[id(op)]  # of a shared layer only the MACs add up
+            for name, positions in call.products:
+                number = numbers[id(weight_of(op, name))]
+                params, macs, size = self._unit[number]
+                self._unit[number] = (params, macs + positions, size)
+
+    def _add_layer(self, call) -> dict[int, int]:
+        binding = self._analysis.flow.bindings.get(id(call.op))
+        bound = {} if binding is None else binding.axes
+        axes = {id(weight_of(call.op, name)): labels for name, labels in bound.items()}
+        self._paths.append(call.path)
+        numbers = {}
+        for weight in call.op.weights:
+            shape, vectors = list(weight.shape), []
+            for axis, labels in enumerate(axes.get(id(weight), ())):
+                if labels is not None:
+                    shape[axis] = 1
+                    vectors.append(self._vector(labels))
+            numbers[id(weight)] = len(self._layer)
+            self._layer.append(len(self._paths) - 1)
+            self._rest.append(math.prod(shape))
+            self._vectors.append(vectors)
+            self._unit.append((1, 0, _itemsize(weight.dtype)))
+        return numbers
+
+    def _vector(self, labels) -> int:
+        roots, times = np.unique(self._analysis.roots[labels], return_counts=True)
+        key = roots.tobytes() + times.tobytes()
+        if key not in self._known:
+            self._known[key] = len(self._roots)
+            self._roots.append(roots)
+            self._times.append(times)
+        return self._known[key]
+
+    def _sizes(self, alive: np.ndarray) -> np.ndarray:
+        """How many entries each weight has left, `(weights,)`."""
+        left = self._flat_times * alive[self._flat_roots]
+        counts = np.bincount(self._ids, left, minlength=len(self._roots) + 1)
+        counts[-1] = 1
+        return np.array(self._rest) * counts[self._index].prod(axis=1)
+
+    def _units(self) -> np.ndarray:
+        return np.array(self._unit, float).reshape(-1, 3)
+
+    def total(self, alive: np.ndarray) -> Cost:
+        """The cost of the model, by which labels' roots are alive, `(labels,)`."""
+        return Cost(*(int(n) for n in self._sizes(alive) @ self._units()))
+
+    def layers(self, alive: np.ndarray) -> dict[str, Cost]:
+        """The cost of every layer that has weights, by path, in graph order."""
+        weights = self._sizes(alive)[:, None] * self._units()
+        sums = np.zeros((len(self._paths), 3))
+        np.add.at(sums, self._layer_of, weights)
+        return {
+            path: Cost(*(int(n) for n in row))
+            for path, row in zip(self._paths, sums, strict=True)
+        }
+
+
 def layer_costs(analysis: Analysis, survivors: Survivors) -> dict[str, Cost]:
     """The cost of every layer that has weights, by its path, in graph order.
 
@@ -40,46 +141,12 @@ def layer_costs(analysis: Analysis, survivors: Survivors) -> dict[str, Cost]:
         analysis: the analysis of a model.
         survivors: which channels to count.
     """
-    costs: dict[str, Cost] = {}
-    counted: dict[int, str] = {}
-    for call in analysis.flow.calls:
-        if not isinstance(call.op, keras.layers.Layer) or not call.op.weights:
-            continue
-        sizes = _weight_sizes(analysis, call.op, survivors)
-        by_name = {
-            name: sizes[id(weight_of(call.op, name))] for name, _ in call.products
-        }
-        macs = sum(by_name[name] * positions for name, positions in call.products)
-        if id(call.op) in counted:  # a shared layer: its weights count once
-            path = counted[id(call.op)]
-            costs[path] += Cost(macs=macs)
-            continue
-        counted[id(call.op)] = call.path
-        bytes_ = sum(sizes[id(w)] * _itemsize(w.dtype) for w in call.op.weights)
-        costs[call.path] = Cost(sum(sizes.values()), macs, bytes_)
-    return costs
+    return CostModel(analysis).layers(survivors.alive)
 
 
 def total(costs: dict[str, Cost]) -> Cost:
     """The sum of the costs of all layers."""
     return sum(costs.values(), Cost())
-
-
-def _weight_sizes(analysis, op, survivors) -> dict[int, int]:
-    binding = analysis.flow.bindings.get(id(op))
-    axes = {}
-    if binding is not None:
-        axes = {
-            id(weight_of(op, name)): labels for name, labels in binding.axes.items()
-        }
-    sizes = {}
-    for weight in op.weights:
-        shape = list(weight.shape)
-        for axis, labels in enumerate(axes.get(id(weight), ())):
-            if labels is not None:
-                shape[axis] = survivors.count(labels)
-        sizes[id(weight)] = math.prod(shape)
-    return sizes
 
 
 def _itemsize(dtype: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from filterprune.channels.groups import study
-from filterprune.selection import masked_analysis
+from filterprune.slots import masked_analysis
 from filterprune.wrapping import wrap_paths
 
 

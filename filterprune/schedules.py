@@ -38,6 +38,26 @@ def _check_step(name: str, value) -> None:
         )
 
 
+def _check_span(begin_step, end_step) -> None:
+    _check_step("begin_step", begin_step)
+    if end_step is not None:
+        _check_step("end_step", end_step)
+        if begin_step >= end_step:
+            raise ValueError(
+                "Expected `begin_step` to be below `end_step`. Received: "
+                f"begin_step={begin_step}, end_step={end_step}"
+            )
+
+
+def _known_end(end_step: int | None) -> int:
+    if end_step is None:
+        raise ValueError(
+            "Expected a schedule with an `end_step`. Received: end_step=None, "
+            "which only `FilterPruningCallback` can fill in."
+        )
+    return end_step
+
+
 class Schedule:
     """How sparse the model is to be at each step: the base of all schedules.
 
@@ -113,26 +133,15 @@ class PolynomialDecay(Schedule):
     def __post_init__(self):
         check_sparsity("initial_sparsity", self.initial_sparsity)
         check_sparsity("final_sparsity", self.final_sparsity)
-        _check_step("begin_step", self.begin_step)
-        if self.end_step is not None:
-            _check_step("end_step", self.end_step)
-            if self.begin_step >= self.end_step:
-                raise ValueError(
-                    "Expected `begin_step` to be below `end_step`. Received: "
-                    f"begin_step={self.begin_step}, end_step={self.end_step}"
-                )
+        _check_span(self.begin_step, self.end_step)
         if not isinstance(self.power, numbers.Real) or not self.power > 0:
             raise ValueError(
                 f"Expected `power` to be above 0. Received: power={self.power!r}"
             )
 
     def __call__(self, step: int) -> float:
-        if self.end_step is None:
-            raise ValueError(
-                "Expected a schedule with an `end_step`. Received: end_step=None, "
-                "which only `FilterPruningCallback` can fill in."
-            )
-        progress = (step - self.begin_step) / (self.end_step - self.begin_step)
+        end = _known_end(self.end_step)
+        progress = (step - self.begin_step) / (end - self.begin_step)
         if progress >= 1:
             return self.final_sparsity
         left = (1 - max(progress, 0.0)) ** self.power
@@ -179,6 +188,67 @@ class ConstantSparsity(Schedule):
         return self.final_sparsity if step >= self.begin_step else 0.0
 
 
+@keras.saving.register_keras_serializable("filterprune")
+@dataclasses.dataclass(frozen=True)
+class IterativeSparsity(Schedule):
+    """Prune a little, recover, repeat: sparsity that rises in equal rounds.
+
+    Every round closes the same fraction of what is left: after round `k` of
+    `rounds`,
+
+        sparsity = 1 - (1 - final) ** (k / rounds)
+
+    The first round is at `begin_step`, the last at `end_step`.
+
+    Args:
+        final_sparsity: fraction in [0, 1) at `end_step` and after. Defaults to
+            `0.5`.
+        begin_step: the optimizer's step of the first round. Defaults to `0`.
+        end_step: the step of the last round. If `None`, the default, the
+            callback sets it to a fraction of the fit's steps.
+        rounds: how many rounds, at least 2. Defaults to `5`.
+
+    Raises:
+        ValueError: if one of them is out of range, or `begin_step` is not below
+            `end_step`.
+
+    Example:
+
+    ```python
+    schedule = filterprune.IterativeSparsity(0.75, end_step=100, rounds=2)
+    schedule(0), schedule(99), schedule(100)  # (0.5, 0.5, 0.75)
+    ```
+
+    Reference:
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019,
+        https://arxiv.org/abs/1803.03635, prune by rounds in this way.
+    """
+
+    final_sparsity: float = 0.5
+    begin_step: int = 0
+    end_step: int | None = None
+    rounds: int = 5
+
+    def __post_init__(self):
+        check_sparsity("final_sparsity", self.final_sparsity)
+        _check_span(self.begin_step, self.end_step)
+        if not is_integer(self.rounds) or self.rounds < 2:
+            raise ValueError(
+                "Expected `rounds` to be an integer of at least 2. "
+                f"Received: rounds={self.rounds!r}"
+            )
+
+    def __call__(self, step: int) -> float:
+        end = _known_end(self.end_step)
+        if step < self.begin_step:
+            return 0.0
+        if step >= end:
+            return self.final_sparsity
+        passed = (step - self.begin_step) * (self.rounds - 1)
+        done = passed // (end - self.begin_step) + 1
+        return 1 - (1 - self.final_sparsity) ** (done / self.rounds)
+
+
 @dataclasses.dataclass(frozen=True)
 class Timetable:
     """At which steps gates are to close: a grid, and the last step exactly.
@@ -206,3 +276,39 @@ class Timetable:
         """Whether `step` is a due step, or behind the last one."""
         on_grid = (step - self.begin) % self.frequency == 0
         return step >= self.end or (step >= self.begin and on_grid)
+
+
+def optimizer_step(model) -> int:
+    """How many steps a model's optimizer has taken.
+
+    On JAX `fit` keeps the state elsewhere meanwhile: it is brought back, so that
+    weights can be read and set too.
+    """
+    sync = getattr(model, "jax_state_sync", None)
+    if sync is not None:
+        sync()
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+
+
+def last_step(callback, step: int, epoch: int, fraction: float) -> int:
+    """The step after a fraction of a fit's steps.
+
+    Args:
+        callback: a callback within `fit`.
+        step: the optimizer's step now.
+        epoch: the epoch that begins now.
+        fraction: the fraction of all steps, in (0, 1].
+
+    Raises:
+        ValueError: if the number of steps is not known.
+    """
+    steps = callback.params.get("steps")
+    if not steps:
+        raise ValueError(
+            "The number of steps of this `fit` is not known, so the schedule "
+            "needs an `end_step`: pass one, or `steps_per_epoch` to `fit`."
+        )
+    # The optimizer counts updates: one for so many batches.
+    steps /= callback.model.optimizer.gradient_accumulation_steps or 1
+    start = step - round(epoch * steps)
+    return start + round(fraction * callback.params["epochs"] * steps)

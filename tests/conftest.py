@@ -3,10 +3,18 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# On some CPUs TensorFlow leaves oneDNN out, and has no channels-first Conv2D then.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # JAX takes float64 for float32 if not
 
 import keras
 import pytest
+
+
+def pytest_configure(config):
+    """Warnings of ours are errors: here, since `setup.cfg` would import Keras first."""
+    line = "error::filterprune.errors.PruningWarning"
+    config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture(autouse=True)

@@ -63,6 +63,8 @@ def calibrate(model, seed=0, size=64):
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.built
     ]
+    if not norms:
+        return model
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.0

@@ -69,7 +69,7 @@ def test_as_a_backbone_for_images_of_any_size(name):
     options = {"weights": None, "include_top": False}
     if "include_preprocessing" in inspect.signature(constructor).parameters:
         options["include_preprocessing"] = False
-    size = 64 if "NASNet" in name else 96
+    size = 64 if name.startswith(("NASNet", "ConvNeXt")) else 96
     if "NASNet" in name:  # its reductions need a known size
         options["input_shape"] = (size, size, 3)
     backbone = calibrate(randomise(constructor(**options)), size=size)

@@ -9,7 +9,8 @@ from exactness import assert_equal, to_numpy
 from keras import layers
 
 import filterprune
-from filterprune.selection import Limits, Selector
+from filterprune.limits import Limits
+from filterprune.selection import Selector
 
 SPARSITIES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 

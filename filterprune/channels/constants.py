@@ -10,6 +10,11 @@ from filterprune.channels.labels import Channels
 # What stands for "some constant, not zero" while weights may still change.
 GENERIC = 0.5772156649
 
+# What to take, one after another, for the size of a map that the model leaves
+# open. Of zeros a single position tells all, if the layer takes so few; what is
+# uneven on a small map is so on a large one, and what is even is tried again.
+UNKNOWN_SIZES = (1, 16, 64)
+
 
 def spread(vector: np.ndarray, ndim: int, axis: int) -> np.ndarray:
     """A vector along one axis of an array of so many axes."""
@@ -62,18 +67,38 @@ def run_elementwise(call, x: Channels, value: np.ndarray) -> np.ndarray:
 
 def run_constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarray:
     """What the real layer makes of channels that are constant over the map."""
-    shape = [1 if elementwise or size is None else size for size in x.shape]
-    shape[0] = 1
-    if not elementwise:  # an unknown size: large enough to show its borders
-        shape[1:] = [
-            64 if size is None else known
-            for size, known in zip(x.shape[1:], shape[1:], strict=True)
-        ]
-    shape[axis] = vector.size
+    if np.isnan(vector).all():
+        return np.full(vector.size * repeat, np.nan)
+    rows = np.zeros((1, vector.size * repeat))
+    zeros = not (vector[~np.isnan(vector)] != 0).any()
+    for size in UNKNOWN_SIZES if zeros else UNKNOWN_SIZES[1:]:
+        shape = [1 if elementwise else size] * x.ndim
+        if not elementwise:
+            shape = [size if n is None else n for n in x.shape]
+        shape[0], shape[axis] = 1, vector.size
+        try:
+            rows = _run_map(call, x, vector, axis, to, shape)
+        except Exception:
+            if size == UNKNOWN_SIZES[-1]:
+                raise
+            continue
+        if elementwise or zeros or None not in x.shape[1:]:
+            break
+        if not _is_even(rows).all():
+            break
+    unknown = np.repeat(np.isnan(vector), repeat)
+    return np.where(_is_even(rows) & ~unknown, rows[0], np.nan)
+
+
+def _run_map(call, x, vector, axis, to, shape) -> np.ndarray:
+    """The outputs at all positions, `(positions, channels)`."""
     filled = np.where(np.isnan(vector), 0.0, vector)
     array = np.broadcast_to(spread(filled, x.ndim, axis), shape)
     result = _numpy(call.run(*_arguments(call, x, array)))
-    rows = np.moveaxis(result, to, -1).reshape(-1, result.shape[to])
-    even = np.ptp(rows, axis=0) <= 1e-6 * np.maximum(np.abs(rows).max(axis=0), 1e-30)
-    unknown = np.repeat(np.isnan(vector), repeat)
-    return np.where(even & ~unknown, rows[0], np.nan)
+    return np.moveaxis(result, to, -1).reshape(-1, result.shape[to])
+
+
+def _is_even(rows: np.ndarray) -> np.ndarray:
+    """Which channels are the same at all positions, `(channels,)` bool."""
+    apart = np.ptp(rows, axis=0)
+    return apart <= 1e-6 * np.maximum(np.abs(rows).max(axis=0), 1e-30)

@@ -102,6 +102,7 @@ class Masked(keras.layers.Wrapper):
 
     def build(self, input_shape):
         super().build(input_shape)
+        self.input_spec = self.layer.input_spec
         plan = gate_of(self.layer, tuple(input_shape), self)
         self.gated_axis = plan.axis
         self._gated_weights = plan.weights

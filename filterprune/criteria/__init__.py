@@ -1,0 +1,39 @@
+"""Importance criteria: how dear each channel is."""
+
+from filterprune.criteria.base import Criterion, get, register_criterion
+from filterprune.criteria.data import (
+    ActivationMean,
+    APoZ,
+    Fisher,
+    GateGradient,
+    HRank,
+    Taylor,
+)
+from filterprune.criteria.weights import (
+    LAMP,
+    BatchNormScale,
+    GroupMagnitude,
+    Random,
+    fpgm,
+    l1,
+    l2,
+)
+
+__all__ = [
+    "LAMP",
+    "APoZ",
+    "ActivationMean",
+    "BatchNormScale",
+    "Criterion",
+    "Fisher",
+    "GateGradient",
+    "GroupMagnitude",
+    "HRank",
+    "Random",
+    "Taylor",
+    "fpgm",
+    "get",
+    "l1",
+    "l2",
+    "register_criterion",
+]
