@@ -111,6 +111,25 @@ def test_frozen_layers_are_pruned_and_do_not_move():
     assert small.get_layer("conv1").filters < 8
 
 
+def test_layers_with_lora_weights_are_kept_and_all_else_is_pruned():
+    model = builders.build("plain")
+    model.get_layer("hidden").enable_lora(2)
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        if "lora" in weight.path:
+            weight.assign(rng.normal(size=weight.shape))
+    masked = filterprune.wrap_model(model)
+    builders.assert_same_outputs(model, masked)
+    masked.compile("adam", LOSS)
+    frozen = to_numpy(masked.get_layer("hidden").weights[0])
+    assert fit(masked)["sparsity"][-1] == 0.5
+    (barrier,) = filterprune.analyze(masked).barriers
+    assert "`hidden` (Dense): it has LoRA weights" in barrier
+    small = check(masked)
+    assert small.get_layer("hidden").lora_enabled
+    assert_equal(small.get_layer("hidden").weights[0], frozen)
+
+
 def test_restored_best_weights_come_with_their_gates():
     """The best epoch is the first: its gates come back along with its weights."""
     masked = net()
