@@ -61,9 +61,5 @@ class Budget:
     def fraction(self, slots: Slots, sparsity: float | None) -> float:
         """The fraction to remove: what is given, or what the budget says."""
         if self.budget is None:
-            if sparsity is None:
-                raise ValueError(
-                    "Expected a `sparsity`, the fraction to remove, or a `budget`."
-                )
             return check_sparsity("sparsity", sparsity)
         return max(0.0, 1 - self.budget / self.full(slots))

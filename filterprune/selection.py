@@ -290,7 +290,8 @@ def prune(
         `PruningWarning` says by how much.
 
     Raises:
-        TypeError: if `masked` is no Keras model.
+        TypeError: if `masked` is no Keras model, or neither `sparsity` nor
+            `budget` is a number.
         ValueError: if an argument is out of range, the model has no gates,
             nothing in it can be pruned, or `params`, `macs` or `bytes` cannot be
             brought down so far: the message has the smallest figure. No gate is
@@ -305,17 +306,17 @@ def prune(
     small = filterprune.compact(masked)
     ```
     """
-    if sparsity is not None:
+    if sparsity is not None and budget is not None:
+        raise ValueError(
+            "Expected either `sparsity`, a fraction to remove, or `budget`, how much "
+            f"may be left. Received: sparsity={sparsity!r}, budget={budget!r}"
+        )
+    if budget is None:
         check_sparsity("sparsity", sparsity)
     limits = Limits(
         scope, min_filters, round_to, rounding, max_sparsity, overrides or {}
     )
     wanted = Budget(target, budget)
-    if (sparsity is None) == (budget is None):
-        raise ValueError(
-            "Expected either `sparsity`, a fraction to remove, or `budget`, how much "
-            f"may be left. Received: sparsity={sparsity!r}, budget={budget!r}"
-        )
     selector = Selector(masked, criterion, limits, wanted)
     fraction = wanted.fraction(selector.slots, sparsity)
     selector.check_reachable(fraction)

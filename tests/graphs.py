@@ -235,7 +235,8 @@ class GraphBuilder:
             alike = ops.matmul(x, ops.transpose(x, (0, 1, 3, 2)))
             return ops.matmul(ops.tanh(alike), x)
         matrix = np.random.default_rng(0).normal(0, 0.5, (x.shape[-1], 4))
-        if kind == "matmul":
+        # Keras' matmul gives float32 on PyTorch, and its einsum does not mix dtypes.
+        if kind == "matmul" or keras.backend.backend() == "torch":
             return ops.matmul(x, matrix)
         return ops.einsum("bhwc,cd->bhwd", x, matrix)
 

@@ -33,8 +33,11 @@ def build(name, **kwargs):
     return calibrate(randomise(constructor(classifier_activation=None, **kwargs)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float64") for name in SIZES]
+    + [(name, "float32") for name in ("ResNet50", "MobileNetV2", "EfficientNetB0")],
+)
 def test_random_gates_compact_exactly(name, dtype):
     keras.config.set_floatx(dtype)
     model = build(name)

@@ -38,8 +38,10 @@ def net(request):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="numpy alone")
 class TestOnRealNets:
-    @pytest.mark.parametrize("target", ["macs", "params", "bytes"])
-    @pytest.mark.parametrize("scope", SCOPES)
+    @pytest.mark.parametrize(
+        ("target", "scope"),
+        [*[("macs", scope) for scope in SCOPES], ("params", "global")],
+    )
     def test_twenty_budgets_are_met_within_a_percent(self, net, target, scope):
         self.check(net[0], Limits(scope), Budget(target))
 
@@ -118,7 +120,6 @@ def test_a_budget_out_of_reach_is_refused_with_the_smallest_figure(target):
     ("arguments", "message"),
     [
         ({"sparsity": 0.5, "budget": 10}, "either"),
-        ({}, "either"),
         ({"sparsity": 0.5, "target": "flops"}, "target"),
         ({"budget": -1, "target": "macs"}, "above 0"),
         ({"sparsity": 0.5, "scope": "block"}, "scope"),
@@ -154,7 +155,7 @@ class TestBounds:
         masked = wrapped("nested")
         paths = [p for g in Selector(masked).groups for p in g.layers if "/" in p]
         folder = paths[0].split("/")[0]
-        filterprune.prune(masked, 0.5, overrides={folder: {"max_sparsity": 0.0}})
+        filterprune.prune(masked, 0.3, overrides={folder: {"max_sparsity": 0.0}})
         for group in filterprune.analyze(masked).prunable:
             if any(path.startswith(f"{folder}/") for path in group.layers):
                 assert group.alive == group.size
