@@ -69,7 +69,7 @@ def distill(
     Example:
 
     ```python
-    filterprune.distill(masked, teacher=model, alpha=0.5, temperature=4.0)
+    filterprune.distill(masked, teacher=model, alpha=0.5, from_logits=True)
     masked.fit(x, y)
     small = filterprune.compact(masked)
     ```
