@@ -9,6 +9,10 @@ from keras import layers
 
 import filterprune
 
+# On TensorFlow Keras compiles by XLA unless told otherwise, which takes seconds for
+# every `fit`; `test_training.py` and `test_distribution.py` do train with it.
+WITHOUT_XLA = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
+
 
 def randomise(model, seed=0):
     """Give all weights random values, BatchNormalization statistics included.
@@ -209,7 +213,7 @@ def mlp(*units, name="mlp"):
 def compiled(model, **kwargs):
     """The model compiled as a classifier of `digits()`."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("adam", loss, metrics=["accuracy"], **kwargs)
+    model.compile("adam", loss, metrics=["accuracy"], **{**WITHOUT_XLA, **kwargs})
     return model
 
 

@@ -5,6 +5,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from builders import WITHOUT_XLA
 from exactness import calibrate, check_exact, close_at_random, randomise
 
 import filterprune
@@ -92,7 +93,7 @@ def test_trained_with_the_callback_compact_exactly(name):
     constructor = getattr(keras.applications, name)
     model = constructor(weights=None, input_shape=(size, size, 3), classes=4)
     masked = filterprune.wrap_model(model)
-    masked.compile("adam", "sparse_categorical_crossentropy")
+    masked.compile("adam", "sparse_categorical_crossentropy", **WITHOUT_XLA)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(32, size, size, 3)), rng.integers(0, 4, 32)
     schedule = filterprune.PolynomialDecay(final_sparsity=0.5, end_step=6)

@@ -13,7 +13,7 @@ import filterprune
 
 def fresh(name):
     """The architecture again, with the layer names of the first time."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     return builders.randomise(builders.BUILDERS[name](), seed=7)
 
 
