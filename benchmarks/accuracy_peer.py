@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from accuracy_data import BATCH, EPOCHS, RATE, load_fashion  # noqa: E402
+from accuracy_data import BATCH, EPOCHS, RATE, load_fashion
 
 
 def conv(read, made, size, strides=1, groups=1):

@@ -120,6 +120,8 @@ class _Compactor:
             return copy_operation(op, **changes)
         if id(call.op) in self.needs_bias:
             changes["use_bias"] = True
+        if getattr(op, "is_added", False):
+            return None
         if op is not call.op:
             changes["name"] = op.name
         return copy_layer(call.op, **changes)
@@ -157,8 +159,9 @@ class _Compactor:
         if (gate == 1).all():
             return None
         axis = call.gate.axis
+        name = op.name if getattr(op, "is_added", False) else f"{op.name}_gate"
         layer = keras.layers.BatchNormalization(
-            axis=axis, epsilon=0.0, trainable=False, name=f"{op.name}_gate"
+            axis=axis, epsilon=0.0, trainable=False, name=name
         )
         shape = tuple(gate.size if i == axis else None for i in range(axis + 1))
         rest = (None,) * (len(call.outputs[0]) - axis - 1)

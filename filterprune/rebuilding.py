@@ -1,19 +1,24 @@
 """Rebuilding a model's graph with other layers in it."""
 
+import contextlib
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from filterprune.channels.trace import (
     Graph,
     copy_object,
     copy_operation,
-    has_functional_constructor,
+    functional_arguments,
     is_graph,
     is_layer,
+    is_of_keras,
+    parts_of,
     trace,
     without_mask,
 )
@@ -25,18 +30,80 @@ def copy_layer(layer, /, **config):
 
     Args:
         layer: any layer. It must round-trip through its config if entries are
-            to be changed.
+            to be changed; its functions and regularizers need not.
         **config: entries that replace those of `layer.get_config()`.
 
     Returns:
         The new layer. It may be built already, and have the same weights.
     """
+    alike = not config or config == {"name": layer.name}
     try:
-        return type(layer).from_config({**layer.get_config(), **config})
+        given = _config(layer)
+        new = type(layer).from_config({**given, **_own_objects(layer, given), **config})
     except Exception:
-        if config and config != {"name": layer.name}:
+        if not alike:
             raise
         return copy_object(layer)
+    if alike and not is_of_keras(type(layer)) and not _is_faithful(layer, new):
+        return copy_object(layer)
+    return new
+
+
+def _config(layer) -> dict:
+    """The config of a layer, also if that of an object in it is not to be had."""
+    try:
+        return layer.get_config()
+    except NotImplementedError:
+        shell = object.__new__(type(layer))
+        for key, value in vars(layer).items():
+            shell.__dict__[key] = None if _is_own(value) else value
+        return shell.get_config()
+
+
+def _is_own(value) -> bool:
+    """Whether an attribute is a function or object of the user's own."""
+    return callable(value) and not isinstance(value, type) and not is_of_keras(value)
+
+
+def _own_objects(layer, config: dict) -> dict:
+    """Functions and objects of the user's own among what a config describes.
+
+    A config names them, and the name may be unknown to Keras, or be that of one
+    of its own: a function `hard_sigmoid` would come back as another one.
+    """
+    found = {}
+    for key in config:
+        value = getattr(layer, key, None)
+        if _is_own(value):
+            found[key] = copy_object(value) if is_layer(value) else value
+    return found
+
+
+def _is_faithful(layer, new) -> bool:
+    """Whether a copy has the attributes of the layer, as far as both know them.
+
+    A config that forgets an argument gives a layer with its default.
+    """
+    common = set(vars(keras.layers.Layer()))
+    for old, copied in zip([layer, *parts_of(layer)], [new, *parts_of(new)]):
+        for key in vars(old).keys() & vars(copied).keys() - common:
+            if not _are_alike(vars(old)[key], vars(copied)[key]):
+                return False
+    return True
+
+
+def _are_alike(old, new) -> bool:
+    if new is None or old is new:  # what `build` sets is not there yet
+        return True
+    if isinstance(old, np.ndarray):
+        return np.array_equal(old, new)
+    if isinstance(old, (bool, int, float, str, type(None))):
+        return bool(np.all(old == new))
+    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
+        return len(old) == len(new) and all(map(_are_alike, old, new))
+    if inspect.isfunction(old):
+        return inspect.isfunction(new) and old.__code__ == new.__code__
+    return True
 
 
 def build_alike(layer, new) -> None:
@@ -92,8 +159,8 @@ class Rebuilder:
     """Runs a model's calls again, with other operations and input shapes.
 
     Attributes:
-        make: from an operation of the old model to that of the new one; asked
-            once for each operation that is no nested model.
+        make: from an operation of the old model to that of the new one, or None
+            for none; asked once for each operation that is no nested model.
         shape: from a tensor of the old model to its shape in the new one.
         arguments: from an operation and the arguments of a call to those of
             the new call.
@@ -126,7 +193,7 @@ class Rebuilder:
                 new = self.rebuild(op)
             else:
                 new = self.make(op)
-                if is_layer(op):
+                if is_layer(op) and new is not None:
                     self.pairs.append((op, new))
             self.made[id(op)] = new
             self._afters[id(op)] = self.after(op)
@@ -160,9 +227,12 @@ class Rebuilder:
         for node in graph.nodes:
             op = self._op(node.op)
             args, kwargs = self.arguments(node.op, *node.fill(tensors))
-            if is_layer(op):
-                kwargs = without_mask(op, kwargs)
-            outputs = op(*args, **kwargs)
+            if op is None:
+                outputs = args[0]
+            else:
+                if is_layer(op):
+                    kwargs = without_mask(op, kwargs)
+                outputs = op(*args, **kwargs)
             after = self._afters[id(node.op)]
             if after is not None:
                 outputs = after(outputs)
@@ -174,9 +244,35 @@ class Rebuilder:
             lambda tensor: tensors[id(tensor)],
             (graph.input_struct, graph.output_struct),
         )
-        plain = not has_functional_constructor(graph.model)
-        cls = keras.Model if plain else type(graph.model)
-        return cls(inputs, outputs, name=graph.model.name)
+        return _model_alike(graph.model, inputs, outputs)
+
+
+def _model_alike(model, inputs, outputs):
+    """A model of the same class with other inputs and outputs, if that can be."""
+    own = functional_arguments(model)
+    if own is not None:
+        with contextlib.suppress(Exception):
+            return type(model)(inputs, outputs, name=model.name, **own)
+    _warn_of_methods(model)
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def _warn_of_methods(model) -> None:
+    """Warn if a model's own class trains in a way that the new one will not."""
+    own = [
+        name
+        for name in ("train_step", "test_step", "predict_step", "compute_loss")
+        if getattr(type(model), name) is not getattr(keras.Model, name)
+    ]
+    if own:
+        warnings.warn(
+            f"The new '{model.name}' is a plain functional model, without the "
+            f"`{'`, `'.join(own)}` of {type(model).__name__}: its constructor does "
+            "not take `(inputs, outputs, name=...)`. Let it do so, with further "
+            "arguments by keyword, to keep the class.",
+            PruningWarning,
+            stacklevel=5,
+        )
 
 
 def remake(op):

@@ -18,6 +18,7 @@ from filterprune.channels.trace import (
 )
 from filterprune.compiling import recompile
 from filterprune.layers.base import Masked, masked_class
+from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, warn_of_ties
 
@@ -150,7 +151,7 @@ def _wrap_chosen(model, chosen: dict[int, int]):
         """A gate behind an operation that is no layer, such as `ops.sigmoid`."""
         if is_layer(op) or id(op) not in chosen:
             return None
-        return Masked(keras.layers.Identity(name=f"{op.name}_gate"), chosen[id(op)])
+        return Gate(keras.layers.Identity(name=f"{op.name}_gate"), chosen[id(op)])
 
     rebuilder = Rebuilder(make, after=after)
     masked = rebuilder.rebuild(model)

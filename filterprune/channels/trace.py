@@ -6,7 +6,8 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`DotNotTrackScope`, and `_fn` of metrics made of a function.
+`DotNotTrackScope`, `Operation._auto_config`, and `_fn` of metrics made of a
+function.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -17,6 +18,7 @@ import sys
 from typing import Any
 
 import keras
+import numpy as np
 from keras.src.utils.tracking import DotNotTrackScope
 
 
@@ -139,10 +141,25 @@ def _given(kwargs) -> dict:
     }
 
 
-def has_functional_constructor(model) -> bool:
-    """Whether `type(model)(inputs, outputs, name=...)` rebuilds such a model."""
+def functional_arguments(model) -> dict | None:
+    """What `type(model)(inputs, outputs, name=..., ...)` takes to rebuild a model.
+
+    Returns:
+        The keyword arguments of its own constructor beyond those of Keras', as the
+        model's attributes of those names have them; `None` if its constructor is
+        another one.
+    """
     plain = type(keras.Model(*[keras.Input((1,))] * 2))
-    return isinstance(model, plain) and type(model).__init__ is plain.__init__
+    if not isinstance(model, plain):
+        return None
+    spec = inspect.getfullargspec(type(model).__init__)
+    whole = inspect.getfullargspec(plain.__init__)
+    if spec.args[1:] != whole.args[1:] and (spec.args[1:] or not spec.varargs):
+        return None
+    own = [name for name in spec.kwonlyargs if name not in whole.args]
+    if not (spec.varkw or "name" in (*spec.args, *spec.kwonlyargs)):
+        return None
+    return {name: getattr(model, name) for name in own if hasattr(model, name)}
 
 
 def parts_of(layer) -> list:
@@ -165,18 +182,34 @@ def without_mask(layer, kwargs: dict) -> dict:
     return {key: value for key, value in kwargs.items() if key != "mask"}
 
 
+def is_of_keras(value) -> bool:
+    """Whether a class or function, or the class of an object, is Keras' own."""
+    named = value if hasattr(value, "__module__") else type(value)
+    return str(named.__module__).split(".", 1)[0] == "keras"
+
+
 def is_keras_operation(op) -> bool:
     """Whether `op` is an operation of `keras.ops`, and not somebody's own."""
-    module = type(op).__module__
-    return not is_layer(op) and module.split(".", 1)[0] == "keras"
+    return not is_layer(op) and is_of_keras(type(op))
 
 
 def copy_operation(op, **changes):
-    """A copy of a bare operation, outside every graph, with changed attributes."""
+    """A copy of a bare operation, outside every graph, with changed attributes.
+
+    Its config is changed along, because that is what a file holds.
+    """
+    changes = keras.tree.map_structure(_plain_number, changes)
     fresh = copy.copy(op)
     fresh.__dict__ = {**op.__dict__, "_inbound_nodes": [], "_outbound_nodes": []}
     fresh.__dict__.update(changes)
+    given = getattr(op, "_auto_config", None)
+    if given is not None:
+        fresh.__dict__["_auto_config"] = type(given)(**{**given.config, **changes})
     return fresh
+
+
+def _plain_number(value):
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def copy_object(layer):

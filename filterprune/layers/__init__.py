@@ -14,7 +14,7 @@ from filterprune.layers.conv import (
     MaskedSeparableConv2D,
 )
 from filterprune.layers.dense import MaskedDense
-from filterprune.layers.following import MaskedBatchNormalization
+from filterprune.layers.following import Gate, MaskedBatchNormalization
 from filterprune.layers.normalising import (
     MaskedActivation,
     MaskedGroupNormalization,
@@ -25,6 +25,7 @@ from filterprune.layers.normalising import (
 )
 
 __all__ = [
+    "Gate",
     "Masked",
     "MaskedActivation",
     "MaskedBatchNormalization",

@@ -1,5 +1,6 @@
 """Masked layers that pass channels on and would turn zero into something else."""
 
+import keras
 from keras import layers
 
 from filterprune.layers.base import Masked, masks
@@ -13,3 +14,15 @@ class MaskedBatchNormalization(Masked):
     zero, where a plain layer would make `beta - gamma * mean / std` of it. See
     `filterprune.layers.Masked`.
     """
+
+
+@keras.saving.register_keras_serializable("filterprune")
+class Gate(Masked):
+    """Gates behind an operation that is no layer, such as `keras.ops.sigmoid`.
+
+    `filterprune.wrap_model` adds it to the graph, and `compact` removes it again.
+    It masks an `Identity`; see `filterprune.layers.Masked`.
+    """
+
+    is_added = True
+    wraps = (layers.Identity,)

@@ -9,7 +9,7 @@ from filterprune.channels.trace import (
     adafactor_factors,
     check_model,
     copy_operation,
-    has_functional_constructor,
+    functional_arguments,
     is_graph,
     is_keras_operation,
     metric_functions,
@@ -36,6 +36,15 @@ def test_private_names_are_there(model):
     assert hasattr(keras.Sequential(), "_functional")
     assert hasattr(layers.Dense(1), "_inbound_nodes")
     assert hasattr(layers.Dense(1), "_outbound_nodes")
+
+
+def test_a_copied_operation_has_a_config_of_its_own():
+    x = keras.Input((4, 6))
+    op = keras.ops.roll(x, 3, axis=-1)._keras_history.operation
+    fresh = copy_operation(op, shift=np.int64(1))
+    assert fresh.get_config()["shift"] == 1 == fresh.shift
+    assert op.get_config()["shift"] == 3
+    assert op._auto_config is not None, "Keras' Operation lost `_auto_config`"
 
 
 def test_adafactor_keeps_its_moments_by_rows_and_columns():
@@ -98,14 +107,20 @@ def test_functional_subclass_is_rebuilt_as_its_class():
     class Plain(keras.Model):
         pass
 
+    class More(keras.Model):
+        def __init__(self, *args, extra=1, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.extra = extra
+
     class Other(keras.Model):
         def __init__(self, width):
             x = keras.Input((2,))
             super().__init__(x, layers.Dense(width)(x))
 
     x = keras.Input((2,))
-    assert has_functional_constructor(Plain(x, layers.Dense(1)(x)))
-    assert not has_functional_constructor(Other(3))
+    assert functional_arguments(Plain(x, layers.Dense(1)(x))) == {}
+    assert functional_arguments(More(x, layers.Dense(1)(x), extra=3)) == {"extra": 3}
+    assert functional_arguments(Other(3)) is None
 
 
 def test_only_models_pass_the_check():

@@ -12,7 +12,7 @@ from keras import layers
 
 import filterprune
 from filterprune.channels.registry import weight_of
-from filterprune.layers import Masked
+from filterprune.layers import Gate, Masked
 
 # Elsewhere Keras normalises in float32, whatever the dtype.
 DOUBLE = 1e-12 if keras.backend.backend() == "tensorflow" else 1e-6
@@ -29,6 +29,7 @@ class Case:
         axis: the output's axis of channels.
         weights: for each weight with gates its axis (or axes) of channels.
         couples: whether channels depend on each other, as in a softmax.
+        kind: the masked layer, if `filterprune.wrap` does not take it by itself.
     """
 
     make: functools.partial
@@ -38,6 +39,7 @@ class Case:
         default_factory=lambda: {"kernel": (-1,), "bias": (-1,)}
     )
     couples: bool = False
+    kind: type | None = None
 
     def plain(self, **kwargs):
         layer = self.make(name="plain", **kwargs)
@@ -56,7 +58,7 @@ class Case:
     def masked(self, **kwargs):
         """A masked layer with the weights of `plain`, all gates open."""
         cls = type(filterprune.wrap(self.make()))
-        cls = Masked if cls is self.make.func else cls
+        cls = self.kind or (Masked if cls is self.make.func else cls)
         layer = cls(self.make(name="plain", **kwargs), axis=self.axis)
         layer.build((None, *self.shape))
         layer.layer.set_weights(self.plain(**kwargs).get_weights())
@@ -165,6 +167,7 @@ CASES = {
     "Activation softmax": Case(case(layers.Activation, "softmax"), (4,), -1, {}, True),
     "Activation sigmoid": Case(case(layers.Activation, "sigmoid"), (6, 6, 4), -1, {}),
     "Activation softplus": Case(case(layers.Activation, "softplus"), (4,), -1, {}),
+    "a gate": Case(case(layers.Identity), (6, 6, 4), -1, {}, False, Gate),
     "Rescaling": Case(case(layers.Rescaling, 2.0, offset=0.5), (6, 6, 4), -1, {}),
 }
 if keras.backend.backend() == "torch":  # Keras 3.15 fails there: the plain layer too
