@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 import time
 
@@ -187,38 +188,63 @@ METHODS = {
 }
 
 
-def cells(nets, seeds, methods):
-    """What to measure, the reference lines first."""
+NARROW = "narrow from scratch"
+# Lines of Torch-Pruning, and what `accuracy_peer.py` calls them.
+PEER = {
+    "Torch-Pruning group norm": "group norm",
+    "Torch-Pruning sparse learning": "sparse learning",
+}
+
+
+def cells(nets, seeds, methods, peer):
+    """What to measure: all seeds of a line one after another, dense ones first."""
     for net in nets:
         for seed in range(seeds):
             yield net, "dense", 1, seed
+    for method in (NARROW, *methods, *(PEER if peer else ())):
+        for net in nets:
             for ratio in RATIOS:
-                for method in ("narrow from scratch", *methods):
+                for seed in range(seeds):
                     yield net, method, ratio, seed
 
 
 def measure(net, method, ratio, seed, data, folder) -> dict:
     """One cell: accuracy on the test images and what the net costs."""
     keras.utils.clear_session(free_memory=False)
+    dense = trained(net, seed, data, folder)
     keras.utils.set_random_seed(seed)
-    path = folder / f"{net}-{seed}.keras"
     started = time.perf_counter()
     if method == "dense":
-        model = compiled(NETS[net](), EPOCHS["dense"], data)
-        fit(model, data, EPOCHS["dense"])
-        model.save(path)
+        model = dense
+    elif method == NARROW:
+        model = narrow(NETS[net], data, ratio, dense)
     else:
-        dense = keras.models.load_model(path)
-        if method == "narrow from scratch":
-            model = narrow(NETS[net], data, ratio, dense)
-        else:
-            model = METHODS[method](dense, data, ratio, EPOCHS["tune"])
+        model = METHODS[method](dense, data, ratio, EPOCHS["tune"])
     return {
         "accuracy": accuracy(model, data),
         "macs": macs(model),
         "params": model.count_params(),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def trained(net, seed, data, folder):
+    """The dense net, trained once and kept in a file."""
+    path = folder / f"{net}-{seed}.keras"
+    if not path.exists():
+        keras.utils.set_random_seed(seed)
+        model = compiled(NETS[net](), EPOCHS["dense"], data)
+        fit(model, data, EPOCHS["dense"])
+        model.save(path)
+    return keras.models.load_model(path)
+
+
+def measure_peer(python, net, method, ratio, seed, data, folder) -> dict:
+    """One cell of a peer, in its own environment."""
+    command = [python, ROOT / "benchmarks" / "accuracy_peer.py", net, PEER[method]]
+    command += [str(ratio), str(seed), str(len(data[0])), folder]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def show(results) -> None:
@@ -235,8 +261,7 @@ def show(results) -> None:
         for ratio in (1, *RATIOS):
             values = found.get(ratio)
             if values:
-                error = np.std(values, ddof=1) / len(values) ** 0.5 if values[1:] else 0
-                line += f"{np.mean(values):8.2f} ± {error:4.2f}"
+                line += f"{np.mean(values):8.2f} ± {standard_error(values):4.2f}"
             else:
                 line += " " * 15
         print(line)
@@ -261,6 +286,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--peer", metavar="PYTHON", help="see `benchmarks/peers.sh`")
     parser.add_argument("--full", action="store_true", help="all 60,000 images")
     parser.add_argument("--quick", action="store_true", help="digits, two methods")
     args = parser.parse_args()
@@ -277,19 +303,66 @@ def main() -> int:
     folder = pathlib.Path.home() / ".cache" / "filterprune-benchmarks"
     folder = folder / ("quick" if args.quick else "full" if args.full else "broad")
     folder.mkdir(parents=True, exist_ok=True)
-    for net, method, ratio, seed in cells(args.nets, args.seeds, args.methods):
-        key = f"{net}|{method}|{ratio}|{seed}"
-        if key in results and (folder / f"{net}-{seed}.keras").exists():
+    for cell in cells(args.nets, args.seeds, args.methods, args.peer):
+        key = "|".join(map(str, cell))
+        if key in results:
             continue
-        results[key] = measure(net, method, ratio, seed, data, folder)
+        if cell[1] in PEER:
+            results[key] = measure_peer(args.peer, *cell, data, folder)
+        else:
+            results[key] = measure(*cell, data, folder)
         print(key, results[key], flush=True)
         if results_path is not None:
             save(results_path, results)
     show(results)
+    if results_path is not None:
+        plot(results, results_path.with_suffix(".png"))
     problems = check(results) if args.quick else []
     for problem in problems:
         print(problem)
     return int(bool(problems))
+
+
+def plot(results, path) -> None:
+    """Accuracy against MACs, a panel for each net, with standard errors."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        print("no plot: `pip install matplotlib`")
+        return
+    nets = sorted({key.split("|")[0] for key in results})
+    figure, axes = pyplot.subplots(1, len(nets), figsize=(6 * len(nets), 4.5))
+    for net, panel in zip(nets, np.atleast_1d(axes)):
+        dense = [v for k, v in results.items() if k.startswith(f"{net}|dense|")]
+        full = np.mean([cell["macs"] for cell in dense])
+        panel.axhline(
+            100 * np.mean([c["accuracy"] for c in dense]), color="black", lw=1
+        )
+        lines: dict = {}
+        for key, cell in results.items():
+            name, method, ratio, _ = key.split("|")
+            if name == net and method != "dense":
+                lines.setdefault(method, {}).setdefault(int(ratio), []).append(cell)
+        for method, points in lines.items():
+            found = [points[ratio] for ratio in sorted(points)]
+            share = [np.mean([c["macs"] for c in cells]) / full for cells in found]
+            rates = [[100 * c["accuracy"] for c in cells] for cells in found]
+            errors = [standard_error(values) for values in rates]
+            means = [np.mean(values) for values in rates]
+            panel.errorbar(share, means, errors, marker="o", capsize=2, label=method)
+        panel.set(
+            title=net, xlabel="MACs left", ylabel="test accuracy, %", xscale="log"
+        )
+        panel.set_xticks([1 / ratio for ratio in RATIOS])
+        panel.set_xticklabels([f"1/{ratio}" for ratio in RATIOS])
+        panel.minorticks_off()
+    np.atleast_1d(axes)[-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def standard_error(values) -> float:
+    return np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def save(path, results) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 RATIOS = (2, 4, 8)
 BATCH = 128
-EPOCHS = {"dense": 4, "tune": 4}
+EPOCHS = {"dense": 8, "tune": 4}
 RATE = 2e-3
 
 
