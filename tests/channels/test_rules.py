@@ -411,7 +411,12 @@ OPERATIONS = {
     "Swapaxes": on_map(lambda x: ops.swapaxes(x, 1, 3)),
     "ExpandDims": on_map(lambda x: ops.squeeze(ops.expand_dims(x, 1), 1)),
     "Squeeze": on_map(lambda x: ops.squeeze(ops.mean(x, (1, 2), keepdims=True))),
-    "Flip": on_map(lambda x: ops.flip(x, -1), lambda x: ops.flip(x, 1)),
+    "Flip": on_map(
+        lambda x: ops.flip(x, -1),
+        lambda x: ops.flip(x, 1),
+        lambda x: ops.flip(x, (1, 2)),
+        lambda x: ops.flip(x, (2, -1)),
+    ),
     "Repeat": on_map(
         lambda x: ops.repeat(x, 2, axis=-1), lambda x: ops.repeat(x, 2, 1)
     ),
@@ -432,7 +437,12 @@ OPERATIONS = {
         lambda x: ops.concatenate(ops.array_split(x, 3, axis=1)[::-1], axis=1)
     ),
     "Unstack": on_map(lambda x: ops.unstack(x, axis=1)[2]),
-    "Roll": on_map(lambda x: ops.roll(x, 3, -1), lambda x: ops.roll(x, 2, 1)),
+    "Roll": on_map(
+        lambda x: ops.roll(x, 3, -1),
+        lambda x: ops.roll(x, 2, 1),
+        lambda x: ops.roll(x, (-2, -2), (1, 2)),
+        lambda x: ops.roll(x, (1, -11), (2, 3)),
+    ),
     "Take": on_map(
         lambda x: ops.take(x, np.array([5, 0, 3, 3]), axis=-1),
         lambda x: ops.take(x, np.array([0, 2]), axis=1),

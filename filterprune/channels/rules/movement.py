@@ -99,18 +99,26 @@ def unstack(op, x):
 
 @operation("Roll")
 def roll(op, x):
-    varied = varied_axes(x)
-    if not varied or (isinstance(op.axis, int) and op.axis % x.ndim not in varied):
-        return take(x, run_on_arrays([x]))
-    if not isinstance(op.axis, int) or not isinstance(op.shift, int):
-        return barrier("it rolls several axes at once, channels among them")
-    count = op.shift % x.shape[op.axis]
+    if op.axis is None:
+        return barrier("it rolls a flattened tensor")
+    axes = [op.axis] if isinstance(op.axis, int) else list(op.axis)
+    shifts = np.broadcast_to(op.shift, len(axes)).tolist()
+    if len({axis % x.ndim for axis in axes}) < len(axes):
+        return barrier("it rolls one axis twice")
 
     def shift(survivors, output):
-        wrapped = np.moveaxis(survivors.mask(output.labels), op.axis, 0)[:count]
-        return int(wrapped.reshape(count, -1).any(axis=1).sum())
+        new = tuple(
+            _survivors_wrapped(survivors.along(output, axis), places)
+            for axis, places in zip(axes, shifts, strict=True)
+        )
+        return new[0] if isinstance(op.axis, int) else new
 
     return take(x, run_on_arrays([x]), resize={"shift": shift})
+
+
+def _survivors_wrapped(kept, places):
+    """By how much the survivors roll where all channels roll by `places`."""
+    return places if kept is None else int(kept[: places % kept.size].sum())
 
 
 @operation("Take")
