@@ -367,6 +367,22 @@ def shuffle(x, groups=2):
     return ops.reshape(y, (-1, height, width, channels))
 
 
+def in_windows(function, size=3):
+    """Swin's windows: each becomes a sample of its own, and goes back."""
+
+    def build(x):
+        _, height, width, channels = x.shape
+        rows, columns = height // size, width // size
+        y = ops.reshape(x, (-1, rows, size, columns, size, channels))
+        y = ops.transpose(y, (0, 1, 3, 2, 4, 5))
+        y = function(ops.reshape(y, (-1, size, size, channels)))
+        y = ops.reshape(y, (-1, rows, columns, size, size, y.shape[-1]))
+        y = ops.transpose(y, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(y, (-1, height, width, y.shape[-1]))
+
+    return build
+
+
 OPERATIONS = {
     "Add": [*on_two(ops.add), *on_map(lambda x: x + 1.5, lambda x: x + ARRAY)],
     "Subtract": [*on_two(ops.subtract), *on_map(lambda x: 1 - x)],
@@ -426,6 +442,10 @@ OPERATIONS = {
     "Reshape": on_map(
         lambda x: ops.reshape(x, (-1, 36, 8)),
         lambda x: ops.reshape(x, (-1, 36 * 8)),
+        in_windows(lambda x: layers.Dense(6, activation="relu")(x)),
+        in_windows(lambda x: layers.Conv2D(6, 3, padding="same")(x)),
+        in_windows(lambda x: layers.LayerNormalization()(ops.roll(x, (1, 1), (1, 2)))),
+        lambda x: ops.reshape(ops.reshape(x, (4, -1, 8)), (-1, 6, 6, 8)),
     ),
     "BroadcastTo": [dense(lambda x: ops.broadcast_to(x[:, None], (2, 4, 6)))],
     "Split": on_map(
@@ -577,6 +597,15 @@ def test_rule_is_exact_layer_by_layer(build):
     masked = keras.models.clone_model(model, clone_function=filterprune.wrap)
     close_at_random(masked)
     check_exact(masked, limit=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, -1), (16, -1), (-1, 2), (-1, 6)])
+def test_a_reshape_that_parts_the_channels_of_a_sample_is_a_barrier(shape):
+    x = keras.Input((5,))
+    y = ops.reshape(ops.repeat(layers.Dense(2)(x), 2, axis=-1), shape)
+    y = layers.Dense(2)(y) if y.shape[-1] else ops.sum(y, axis=-1)
+    (barrier,) = filterprune.analyze(keras.Model(x, y)).barriers
+    assert "channels differ along an axis of unknown size" in barrier
 
 
 def test_every_registered_layer_has_a_case():

@@ -6,7 +6,7 @@ import numpy as np
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import concatenate as concatenated
-from filterprune.channels.moves import run_on_arrays, varied_axes
+from filterprune.channels.moves import run_on_arrays, varied_axes, whole_batch
 from filterprune.channels.registry import operation
 from filterprune.channels.verbs import barrier, channel_axis, same, take
 
@@ -58,7 +58,8 @@ def reshape(op, x):
             for axis, size in enumerate(asked)
         )
 
-    return take(x, run_on_arrays([x]), resize={"newshape": newshape})
+    batch = whole_batch(x, current().outputs[0]) if varied_axes(x) else 2
+    return take(x, run_on_arrays([x], batch), resize={"newshape": newshape})
 
 
 @operation("BroadcastTo")
