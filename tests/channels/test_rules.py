@@ -330,6 +330,13 @@ CASES = {
 }
 
 ARRAY = np.arange(8, dtype="float32") - 2.5
+WINDOW = np.hanning(6)
+# Of positions, of positions and channels, of all of a vector but the channels.
+CONSTANTS = [
+    WINDOW.reshape(1, 6, 1, 1),
+    WINDOW.reshape(6, 1),
+    WINDOW.reshape(6, 1, 1) * WINDOW.reshape(6, 1) * ARRAY,
+]
 MATRIX = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
 
 
@@ -384,16 +391,32 @@ def in_windows(function, size=3):
 
 
 OPERATIONS = {
-    "Add": [*on_two(ops.add), *on_map(lambda x: x + 1.5, lambda x: x + ARRAY)],
+    "Add": [
+        *on_two(ops.add),
+        *on_map(lambda x: x + 1.5, lambda x: x + ARRAY),
+        *on_map(*[lambda x, c=c: ops.relu(x + c) * x for c in CONSTANTS]),
+    ],
     "Subtract": [*on_two(ops.subtract), *on_map(lambda x: 1 - x)],
     "Multiply": [
         *on_two(ops.multiply),
         gated_by(lambda maps: maps[0] * maps[1]),
         *on_map(lambda x: x * 0.5, lambda x: x * ARRAY),
+        *on_map(*[lambda x, c=c: x * c for c in CONSTANTS]),
+        *on_map(lambda x: layers.Conv2D(1, 1)(x) * ARRAY + x),
     ],
-    "Divide": on_map(lambda x: ops.divide(x, 2.0), lambda x: x / (ARRAY + 9)),
+    "Divide": on_map(
+        lambda x: ops.divide(x, 2.0),
+        lambda x: x / (ARRAY + 9),
+        lambda x: x / (np.arange(6.0).reshape(6, 1, 1) + 1),
+        lambda x: x / ops.sqrt(ops.sum(x * x, -1, keepdims=True) + 1e-3),
+        lambda x: x / ops.maximum(ops.sum(ops.abs(x), (1, 3), keepdims=True), 1e-6),
+        lambda x: x / (ops.mean(x, (1, 2), keepdims=True) + 1.0),
+    ),
     "TrueDivide": on_map(lambda x: ops.true_divide(x, 2.0)),
-    "DivideNoNan": on_map(lambda x: ops.divide_no_nan(x, 2.0)),
+    "DivideNoNan": [
+        *on_map(lambda x: ops.divide_no_nan(x, 2.0)),
+        *on_two(lambda a, b: ops.divide_no_nan(a, b)),
+    ],
     "FloorDivide": on_map(lambda x: ops.floor_divide(x, 0.3)),
     "Mod": on_map(lambda x: ops.mod(x, 0.7)),
     "Power": on_map(lambda x: x**2.0),

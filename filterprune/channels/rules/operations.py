@@ -11,11 +11,12 @@ from filterprune.channels.verbs import barrier, constant, join, same
 def operands(*values):
     """Every operand as `Channels`; a constant array is sliced with its tensor."""
     call = current()
+    tensors = [value for value in values if isinstance(value, Channels)]
     found = []
     for value in values:
         if not isinstance(value, Channels):
             array = value
-            value = constant(np.asarray(array))
+            value = constant(np.asarray(array), beside=tensors)
             if value.ndim:
                 call.flow.binding(call).arguments[id(array)] = value
         found.append(value)
@@ -32,14 +33,19 @@ def _joined(function, *, zero_wins=False):
     return rule
 
 
-_JOINS = {
-    "Add": np.add,
-    "Subtract": np.subtract,
+# A zero among the operands (of a quotient: the first) makes the result zero.
+_PRODUCTS = {
+    "Multiply": np.multiply,
     "Divide": np.divide,
     "TrueDivide": np.divide,
     "DivideNoNan": lambda a, b: np.where(b == 0, 0.0, a / b),
     "FloorDivide": np.floor_divide,
     "Mod": np.mod,
+    "LogicalAnd": np.logical_and,
+}
+_JOINS = {
+    "Add": np.add,
+    "Subtract": np.subtract,
     "Power": np.power,
     "Maximum": np.maximum,
     "Minimum": np.minimum,
@@ -49,7 +55,6 @@ _JOINS = {
     "GreaterEqual": np.greater_equal,
     "Less": np.less,
     "LessEqual": np.less_equal,
-    "LogicalAnd": np.logical_and,
     "LogicalOr": np.logical_or,
     "Arctan2": np.arctan2,
     "Hypot": np.hypot,
@@ -71,7 +76,8 @@ def _known(function):
 
 for _name, _function in _JOINS.items():
     operation(_name)(_joined(_known(_function)))
-operation("Multiply")(_joined(np.multiply, zero_wins=True))
+for _name, _function in _PRODUCTS.items():
+    operation(_name)(_joined(_known(_function), zero_wins=True))
 
 
 @operation("Where")
