@@ -3,7 +3,7 @@
 import numpy as np
 
 from filterprune.channels.activations import activation_of
-from filterprune.channels.flow import Gate, current
+from filterprune.channels.flow import Ambiguous, Gate, current
 from filterprune.channels.registry import weight_of
 
 
@@ -68,6 +68,9 @@ def with_outputs(function, outputs):
 def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
     """Note how the current call's output is gated."""
     call = current()
+    mask = None if makes else call.mask
+    if mask is not None and mask.gated_axis not in (None, axis):
+        raise Ambiguous("its gates run along another axis than that of channels")
     size = labels.shape[axis]
     shapes = {}
     for name in gates:

@@ -42,7 +42,7 @@ def channel_axis(layer) -> int:
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
-def _along(x: Channels, axis: int) -> np.ndarray:
+def along(x: Channels, axis: int) -> np.ndarray:
     """The labels of `x` along `axis`, of shape `(size,)`; all else is tied."""
     labels = current().flow.table.tie_along(x.labels, axis)
     return np.broadcast_to(labels, (x.size(axis),))
@@ -86,7 +86,7 @@ def mix(
     axis = channel_axis(call.op) if axis is None else axis
     shape = call.outputs[0]
     table = call.flow.table
-    read = _along(x, axis)
+    read = along(x, axis)
     mixed = np.repeat(read, repeat)
     made = table.new(shape[axis])
     if groups > 1:
@@ -167,7 +167,7 @@ def same(
         to = _gated_axis(call, x)
         note_resizing(resize, {})
     else:
-        read = _along(x, axis)
+        read = along(x, axis)
         made = np.repeat(read, repeat)
         labels = x.labels if elementwise else spread(made, len(shape), to)
         known = {"in": read, "out": made}
@@ -247,9 +247,7 @@ def normalise(
     table = call.flow.table
     if call.holder is not None:
         raise Ambiguous(f"it holds {describe(call.op)}, which takes statistics")
-    if call.mask is not None and call.mask.gated_axis not in (None, axis % x.ndim):
-        raise Ambiguous("its gates run along another axis than that of channels")
-    read = _along(x, axis)
+    read = along(x, axis)
     if groups > 1:
         rows = read.reshape(groups, -1)
         table.tie(rows[1:], rows[:1])
@@ -402,6 +400,7 @@ def gather(
     labels: np.ndarray,
     axes: Sequence[int],
     output: np.ndarray | None = None,
+    shape: tuple | None = None,
 ) -> Channels:
     """The operation sums products over channels, without weights of its own.
 
@@ -411,13 +410,14 @@ def gather(
         axes: the axis of each of `xs` that is summed over.
         output: the labels of the output, of its rank; none can be removed by
             default.
+        shape: the shape of what is summed, if that is not the call's output.
 
     Returns:
         The `Channels` of the output. A channel can be removed if one of the
         factors is zero.
     """
     call = current()
-    shape = call.outputs[0]
+    shape = call.outputs[0] if shape is None else shape
     if output is None:
         output = call.flow.table.new(*(1,) * len(shape))
     result = Channels(shape, output)
@@ -439,9 +439,9 @@ def join_unknown(xs, axis: int, resize, weights, keeps_zero: bool) -> Channels:
     """A layer of several inputs that a probe proved to be channel-wise."""
     call = current()
     table = call.flow.table
-    read = _along(xs[0], axis)
+    read = along(xs[0], axis)
     for x in xs[1:]:
-        table.tie(read, _along(x, axis))
+        table.tie(read, along(x, axis))
     known = {"in": read}
     bind_weights(weights, known)
     note_resizing(resize, known)
@@ -477,6 +477,26 @@ def constant(value, beside: Sequence[Channels] = ()) -> Channels:
     shape = [array.shape[axis] if axis in varied else 1 for axis in axes]
     labels = call.flow.table.new(*shape)
     return Channels(array.shape, labels, constant=array.astype("float64"))
+
+
+def bind_constants(x: Channels, axis: int, arrays) -> None:
+    """Let constant arrays of a call lose what `x` loses.
+
+    Args:
+        x: the `Channels` read.
+        axis: its axis of channels.
+        arrays: pairs of an array and its axis that runs along the channels.
+    """
+    call = current()
+    vector = along(x, axis)
+    for array, place in arrays:
+        if isinstance(array, Channels):
+            raise Ambiguous("its weights are computed")
+        if array.shape[place] != vector.size:
+            raise Ambiguous(f"its weights have the shape {tuple(array.shape)}")
+        labels = spread(vector, len(array.shape), place)
+        channels = Channels(tuple(array.shape), labels)
+        call.flow.binding(call).arguments[id(array)] = channels
 
 
 def coupling(call, name: str) -> str:

@@ -21,10 +21,14 @@ def concatenate(op, xs):
 
 
 @operation(
+    "Dstack",
     "ExpandDims",
     "Flip",
+    "Fliplr",
+    "Hstack",
     "Moveaxis",
     "Repeat",
+    "Rot90",
     "Squeeze",
     "Stack",
     "Swapaxes",
