@@ -3,7 +3,9 @@
 import numpy as np
 
 from filterprune.channels.activations import activation_of
+from filterprune.channels.constants import spread
 from filterprune.channels.flow import Ambiguous, Gate, current
+from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of
 
 
@@ -40,6 +42,24 @@ def bind_weights(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
                 f"'{spec}', whose axes have the sizes {sizes}"
             )
         call.flow.bind(call, name, tuple(axes))
+
+
+def bind_constants(vector: np.ndarray, arrays) -> None:
+    """Let constant arguments of the current call lose what its tensors lose.
+
+    Args:
+        vector: the labels of the channels, `(channels,)`.
+        arrays: pairs of an array and its axis that runs along them.
+    """
+    call = current()
+    for array, axis in arrays:
+        if isinstance(array, Channels):
+            raise Ambiguous("its weights are computed")
+        shape = tuple(array.shape)
+        if shape[axis] != vector.size:
+            raise Ambiguous(f"its weights have the shape {shape}")
+        channels = Channels(shape, spread(vector, len(shape), axis))
+        call.flow.binding(call).arguments[id(array)] = channels
 
 
 def note_resizing(resize, known: dict[str, np.ndarray]) -> None:

@@ -479,26 +479,6 @@ def constant(value, beside: Sequence[Channels] = ()) -> Channels:
     return Channels(array.shape, labels, constant=array.astype("float64"))
 
 
-def bind_constants(x: Channels, axis: int, arrays) -> None:
-    """Let constant arrays of a call lose what `x` loses.
-
-    Args:
-        x: the `Channels` read.
-        axis: its axis of channels.
-        arrays: pairs of an array and its axis that runs along the channels.
-    """
-    call = current()
-    vector = along(x, axis)
-    for array, place in arrays:
-        if isinstance(array, Channels):
-            raise Ambiguous("its weights are computed")
-        if array.shape[place] != vector.size:
-            raise Ambiguous(f"its weights have the shape {tuple(array.shape)}")
-        labels = spread(vector, len(array.shape), place)
-        channels = Channels(tuple(array.shape), labels)
-        call.flow.binding(call).arguments[id(array)] = channels
-
-
 def coupling(call, name: str) -> str:
     """Why the channels that a function such as softmax couples must stay."""
     return f"{describe(call.op)} couples its channels by `{name}`"

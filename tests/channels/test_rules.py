@@ -544,6 +544,7 @@ OPERATIONS = {
         in_windows(lambda x: layers.Conv2D(6, 3, padding="same")(x)),
         in_windows(lambda x: layers.LayerNormalization()(ops.roll(x, (1, 1), (1, 2)))),
         lambda x: ops.reshape(ops.reshape(x, (4, -1, 8)), (-1, 6, 6, 8)),
+        lambda x: x + in_windows(lambda y: y)(ops.mean(x, -1, keepdims=True)),
     ),
     "BroadcastTo": [dense(lambda x: ops.broadcast_to(x[:, None], (2, 4, 6)))],
     "Split": on_map(

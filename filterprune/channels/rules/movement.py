@@ -62,8 +62,11 @@ def reshape(op, x):
             for axis, size in enumerate(asked)
         )
 
-    batch = whole_batch(x, current().outputs[0]) if varied_axes(x) else 2
-    return take(x, run_on_arrays([x], batch), resize={"newshape": newshape})
+    shape = current().outputs[0]
+    if not varied_axes(x):
+        return take(x, lambda a: a.reshape((1,) * len(shape)))
+    move = run_on_arrays([x], batch=whole_batch(x, shape))
+    return take(x, move, resize={"newshape": newshape})
 
 
 @operation("BroadcastTo")

@@ -5,17 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from filterprune.channels.binding import bind_constants
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation
-from filterprune.channels.verbs import (
-    barrier,
-    bind_constants,
-    constant,
-    join,
-    same,
-    take,
-)
+from filterprune.channels.verbs import along, barrier, constant, join, same, take
 
 
 def operands(*values):
@@ -129,7 +123,7 @@ def full_like(op, x, fill_value):
 @operation("BatchNorm")
 def batch_norm(op, x, mean, variance, offset=None, scale=None):
     given = [v for v in (mean, variance, offset, scale) if v is not None]
-    bind_constants(x, op.axis, [(array, 0) for array in given])
+    bind_constants(along(x, op.axis), [(array, 0) for array in given])
     return same(x, axis=op.axis, keeps_zero=False)
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from filterprune.channels.constants import spread
+from filterprune.channels.binding import bind_constants
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
@@ -213,15 +213,12 @@ def contract(xs, names, output):
 
 def _bind_constants(constants, places, xs) -> None:
     """Let constant operands lose what the tensors lose."""
-    call = current()
     ((name, ((number, axis), *_)),) = places.items()
-    vector = call.flow.table.tie_along(xs[number].labels, axis)
+    vector = current().flow.table.tie_along(xs[number].labels, axis)
     for array, names in constants:
         if name not in names or array.shape[names.index(name)] != vector.size:
             continue
-        labels = spread(vector, len(names), names.index(name))
-        channels = Channels(tuple(array.shape), labels)
-        call.flow.binding(call).arguments[id(array)] = channels
+        bind_constants(vector, [(array, names.index(name))])
 
 
 def _kept_channels(xs, names, places, output):
