@@ -124,9 +124,14 @@ class GraphBuilder:
         return layers.Permute((2, 1, 3))(x)
 
     def arithmetic(self, x):
-        kind = self.pick(["scale", "shift", "divide"])
+        kind = self.pick(["scale", "shift", "divide", "window", "shift positions"])
         if kind == "scale":
             return x * 0.5
+        window = np.hanning(x.shape[1] + 2)[1:-1].reshape(-1, 1, 1)
+        if kind == "window":
+            return self.pick([x * window, x / (window + 0.5)])
+        if kind == "shift positions":  # and channels
+            return x + window * np.linspace(-0.2, 0.2, x.shape[-1])
         return x + 0.25 if kind == "shift" else x / 2.0
 
     def join(self, x):
@@ -192,7 +197,9 @@ class GraphBuilder:
         if kind == "slice" and channels > 1:
             return self.pick([x[..., 1:], x[..., : channels // 2], x[:, ::2]])
         if kind == "flip":
-            return ops.flip(x, axis=self.pick([-1, 1]))
+            return ops.flip(x, axis=self.pick([-1, 1, (1, 2), (2, 3)]))
+        if kind == "roll" and self.chance():
+            return ops.roll(x, (-1, 2), axis=self.pick([(1, 2), (3, 1)]))
         if kind == "roll":
             return ops.roll(x, 1, axis=self.pick([-1, 2]))
         if kind == "shuffle" and channels % 2 == 0:
@@ -239,6 +246,69 @@ class GraphBuilder:
         if kind == "matmul" or keras.backend.backend() == "torch":
             return ops.matmul(x, matrix)
         return ops.einsum("bhwc,cd->bhwd", x, matrix)
+
+    def share(self, x):
+        """Channels divided by what they share."""
+        kind = self.pick(["normalize", "divide", "logsumexp", "norm", "moments"])
+        if kind == "normalize":
+            return ops.normalize(x, axis=self.pick([-1, 1, (1, 3)]))
+        if kind == "divide":
+            square = ops.sum(x * x, axis=-1, keepdims=True)
+            return x / ops.sqrt(square + 0.1)
+        if kind == "logsumexp":
+            axis = self.pick([-1, 1, (2, 3)])
+            return ops.tanh(x - ops.logsumexp(x, axis=axis, keepdims=True))
+        if kind == "norm":
+            return x / (1.0 + ops.norm(x, axis=self.pick([-1, 2]), keepdims=True))
+        mean, variance = ops.moments(x, axes=(1, 2), keepdims=True)
+        return (x - mean) / ops.sqrt(variance + 0.1)
+
+    def constants(self, x):
+        """Operations whose other operand is a constant, or made of a shape."""
+        channels = x.shape[-1]
+        kind = self.pick(["zeros", "ones", "full", "blur", "batch norm", "glu"])
+        if kind == "zeros" and channels < 7:
+            return ops.concatenate([x, ops.zeros_like(x)], axis=-1)
+        if kind == "ones" and channels < 7:
+            like = self.pick([x, x[..., :1]])
+            return ops.concatenate([x, ops.ones_like(like)], axis=-1)
+        if kind == "full":
+            return ops.minimum(x, ops.full_like(x, 0.3))
+        if kind == "blur":
+            kernel = np.ones((2, 2, channels, 1), x.dtype) / 4
+            return ops.depthwise_conv(x, kernel, padding="same")
+        if kind == "glu" and channels % 2 == 0:
+            return ops.glu(x)
+        mean, variance = np.linspace(-1, 1, channels), np.linspace(1, 2, channels)
+        return ops.batch_normalization(
+            x, mean.astype(x.dtype), variance.astype(x.dtype), axis=-1
+        )
+
+    def windows(self, x):
+        """Each window is a sample of its own, and goes back."""
+        _, height, width, channels = x.shape
+        if height % 2 or width % 2:
+            return x
+        y = ops.reshape(x, (-1, 2, height // 2, 2, width // 2, channels))
+        y = ops.transpose(y, (0, 1, 3, 2, 4, 5))
+        y = ops.reshape(y, (-1, height // 2, width // 2, channels))
+        if self.chance():
+            y = layers.Conv2D(self.filters(), 2, padding="same")(y)
+        y = self.pick([layers.LayerNormalization(), layers.ReLU()])(y)
+        channels = y.shape[-1]
+        y = ops.reshape(y, (-1, 2, 2, height // 2, width // 2, channels))
+        y = ops.transpose(y, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(y, (-1, height, width, channels))
+
+    def select(self, x):
+        """Selective kernels: a softmax over branches."""
+        axis = self.pick([1, 2, -1])
+        branches = [x, layers.Conv2D(x.shape[-1], 1)(x)]
+        scores = [layers.Conv2D(x.shape[-1], 1)(x) for _ in branches]
+        scores = ops.stack(scores, axis=axis)
+        layer = self.chance()
+        weights = layers.Softmax(axis)(scores) if layer else ops.softmax(scores, axis)
+        return ops.sum(weights * ops.stack(branches, axis=axis), axis=axis)
 
     def choose(self, x):
         kind = self.pick(["where", "greater", "clip"])
@@ -312,6 +382,10 @@ class GraphBuilder:
 
     STEPS = (
         over_channels,
+        share,
+        constants,
+        windows,
+        select,
         choose,
         rearrange,
         of_ones_own,

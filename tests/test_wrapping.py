@@ -52,6 +52,9 @@ COPIED = [
     (layers.Flatten(), (8, 8, 2)),
     (layers.Rescaling(2.0), (8, 8, 2)),
     (layers.DepthwiseConv2D(3, use_bias=False), (8, 8, 2)),
+    (layers.Activation("log_softmax"), (4,)),  # no gate reaches inside
+    (layers.Activation("sparsemax"), (4,)),
+    (layers.Activation("glu"), (4,)),
 ]
 
 

@@ -3,7 +3,9 @@
 import numpy as np
 
 from filterprune.channels.activations import activation_of
-from filterprune.channels.flow import Gate, current
+from filterprune.channels.constants import spread
+from filterprune.channels.flow import Ambiguous, Gate, current
+from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of
 
 
@@ -42,6 +44,24 @@ def bind_weights(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
         call.flow.bind(call, name, tuple(axes))
 
 
+def bind_constants(vector: np.ndarray, arrays) -> None:
+    """Let constant arguments of the current call lose what its tensors lose.
+
+    Args:
+        vector: the labels of the channels, `(channels,)`.
+        arrays: pairs of an array and its axis that runs along them.
+    """
+    call = current()
+    for array, axis in arrays:
+        if isinstance(array, Channels):
+            raise Ambiguous("its weights are computed")
+        shape = tuple(array.shape)
+        if shape[axis] != vector.size:
+            raise Ambiguous(f"its weights have the shape {shape}")
+        channels = Channels(shape, spread(vector, len(shape), axis))
+        call.flow.binding(call).arguments[id(array)] = channels
+
+
 def note_resizing(resize, known: dict[str, np.ndarray]) -> None:
     """Note which entries of the layer's config count channels."""
     if resize is None:
@@ -68,6 +88,9 @@ def with_outputs(function, outputs):
 def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
     """Note how the current call's output is gated."""
     call = current()
+    mask = None if makes else call.mask
+    if mask is not None and mask.gated_axis not in (None, axis):
+        raise Ambiguous("its gates run along another axis than that of channels")
     size = labels.shape[axis]
     shapes = {}
     for name in gates:

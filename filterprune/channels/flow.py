@@ -308,12 +308,13 @@ def apply_rule(call: Call) -> list[Channels]:
     if is_layer(bare):
         kwargs = without_mask(bare, kwargs)
         function = registry.layer_rule(type(bare))
+        stated = registry.barrier_reason(type(bare))
     elif is_keras_operation(bare):
         function = registry.operation_rule(type(bare))
+        stated = registry.operation_barrier_reason(type(bare))
     else:
-        function = None
+        function = stated = None
     if function is None:
-        stated = registry.barrier_reason(type(bare))
         if stated or not is_layer(bare):
             raise Ambiguous(stated or "no rule is known for it")
         function = registry.unknown_rule()

@@ -1,5 +1,7 @@
 """Moving data about, on arrays of labels or values that broadcast."""
 
+import math
+
 import keras
 import numpy as np
 
@@ -44,12 +46,17 @@ def full_shape(shape) -> tuple[int, ...]:
 # What stands for a size that is not known before the model runs.
 _OPEN = 8
 
+# More labels than these are not looked at one by one.
+_MOST = 3 * 10**7
 
-def run_on_arrays(xs):
+
+def run_on_arrays(xs, batch: int = 2):
     """A function that runs the current call on arrays of labels or values.
 
     Args:
         xs: the `Channels` of the call's tensors, in order.
+        batch: how many samples to run it on, of a tensor that takes any
+            number. Not 1 by default: `squeeze` would take that axis away.
 
     Returns:
         A function from as many arrays as there are `xs` to the list of the
@@ -57,7 +64,7 @@ def run_on_arrays(xs):
         axis of unknown size.
     """
     call = current()
-    wide = [_sized(x) for x in xs]
+    wide = [_sized(x, batch) for x in xs]
 
     def move(*arrays):
         given = [np.broadcast_to(a, shape) for a, shape in zip(arrays, wide)]
@@ -82,12 +89,31 @@ def _run(call, arrays) -> list:
         return keras.tree.flatten(call.move(*tensors))
 
 
-def _sized(x) -> tuple[int, ...]:
-    """A shape for the arrays of `x`: two samples, open sizes filled in."""
+def _sized(x, batch: int) -> tuple[int, ...]:
+    """A shape for the arrays of `x`: so many samples, other open sizes filled in."""
     sizes = [_OPEN if size is None else size for size in x.shape]
-    if sizes and x.shape[0] is None:
-        sizes[0] = 2  # not 1: `squeeze` would take it away
+    if None in x.shape:
+        sizes[x.shape.index(None)] = batch
     return tuple(sizes)
+
+
+def whole_batch(x, shape) -> int:
+    """The samples after which a reshape into `shape` repeats itself.
+
+    A reshape may cut samples into several, such as the windows of an image, or
+    put them together again. With so many samples it shows all that it ever
+    does: what then is the same along the axis of unknown size is so for any
+    number of them.
+    """
+    sample = math.prod(_sized(x, 1))
+    sizes = [1 if size is None else size for size in shape]
+    if None not in shape:
+        return max(math.prod(sizes) // sample, 1)
+    inner = math.prod(sizes[shape.index(None) + 1 :])
+    batch = math.prod(sizes) // math.gcd(sample, inner)
+    if batch > 2 and batch * sample > _MOST:
+        raise Ambiguous("the shapes before and after it have too little in common")
+    return batch
 
 
 def _closed(array: np.ndarray, shape) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 _LAYER_RULES: dict[type, Callable] = {}
 _OPERATION_RULES: dict[str, Callable] = {}
 _BARRIERS: dict[type, str] = {}
+_OPERATION_BARRIERS: dict[str, str] = {}
 _UNKNOWN: list[Callable] = []
 
 
@@ -69,6 +70,11 @@ def known_barrier(reason: str, *types: type) -> None:
         _BARRIERS[cls] = reason
 
 
+def operation_barrier(reason: str, *names: str) -> None:
+    """State why operations of `keras.ops` are barriers, by class name."""
+    _OPERATION_BARRIERS.update(dict.fromkeys(names, reason))
+
+
 def for_unknown(function: Callable) -> Callable:
     """Register the rule for layers that have none of their own."""
     _UNKNOWN.append(function)
@@ -93,6 +99,11 @@ def operation_rule(cls: type) -> Callable | None:
 def barrier_reason(cls: type) -> str | None:
     """The stated reason why layers of this class are barriers, or None."""
     return _BARRIERS.get(cls)
+
+
+def operation_barrier_reason(cls: type) -> str | None:
+    """The stated reason why an operation of `keras.ops` is a barrier, or None."""
+    return _OPERATION_BARRIERS.get(cls.__name__)
 
 
 def weight_of(layer, name: str):

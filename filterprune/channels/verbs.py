@@ -42,7 +42,7 @@ def channel_axis(layer) -> int:
     return 1 if getattr(layer, "data_format", None) == "channels_first" else -1
 
 
-def _along(x: Channels, axis: int) -> np.ndarray:
+def along(x: Channels, axis: int) -> np.ndarray:
     """The labels of `x` along `axis`, of shape `(size,)`; all else is tied."""
     labels = current().flow.table.tie_along(x.labels, axis)
     return np.broadcast_to(labels, (x.size(axis),))
@@ -86,7 +86,7 @@ def mix(
     axis = channel_axis(call.op) if axis is None else axis
     shape = call.outputs[0]
     table = call.flow.table
-    read = _along(x, axis)
+    read = along(x, axis)
     mixed = np.repeat(read, repeat)
     made = table.new(shape[axis])
     if groups > 1:
@@ -167,7 +167,7 @@ def same(
         to = _gated_axis(call, x)
         note_resizing(resize, {})
     else:
-        read = _along(x, axis)
+        read = along(x, axis)
         made = np.repeat(read, repeat)
         labels = x.labels if elementwise else spread(made, len(shape), to)
         known = {"in": read, "out": made}
@@ -247,9 +247,7 @@ def normalise(
     table = call.flow.table
     if call.holder is not None:
         raise Ambiguous(f"it holds {describe(call.op)}, which takes statistics")
-    if call.mask is not None and call.mask.gated_axis not in (None, axis % x.ndim):
-        raise Ambiguous("its gates run along another axis than that of channels")
-    read = _along(x, axis)
+    read = along(x, axis)
     if groups > 1:
         rows = read.reshape(groups, -1)
         table.tie(rows[1:], rows[:1])
@@ -322,7 +320,7 @@ def join(
         combine: a function of as many numpy arrays that does what the
             operation does.
         zero_wins: whether one zero makes the result zero whatever the rest,
-            as in a product.
+            as in a product, or the numerator in a quotient.
 
     Returns:
         The `Channels` of the output.
@@ -356,18 +354,20 @@ def join(
     def worth(valuation, values):
         operands = []
         for x, value, is_tied in zip(xs, values, ties):
-            value = value.reshape(x.labels.shape)
+            if x.constant is None:
+                value = value.reshape(x.labels.shape)
             if not is_tied and valuation.hypothetical and x.constant is None:
                 value = np.full(value.shape, np.nan)
             operands.append(value)
         with np.errstate(all="ignore"):
-            result = combine(*operands)
-        if zero_wins:
-            zero = np.zeros(np.shape(result), bool)
-            for operand in operands:
-                zero = zero | (operand == 0)
-            result = np.where(zero, 0.0, result)
-        result = fit(np.asarray(result), labels.shape)
+            result = np.asarray(combine(*operands), "float64")
+            if zero_wins:
+                zero = _zero_whatever(combine, xs, operands, ties)
+                result = np.where(zero, 0.0, result)
+        result = fit(
+            result.reshape((1,) * (len(shape) - result.ndim) + result.shape),
+            labels.shape,
+        )
         valuation.changed(call, labels, result)
         return [result]
 
@@ -375,11 +375,32 @@ def join(
     return output
 
 
+def _zero_whatever(combine, xs, values, ties) -> np.ndarray:
+    """Where a product or quotient is zero, whatever is unknown in it.
+
+    An unknown operand may be zero itself. One that all channels share may not:
+    divided by zero none of them is a number, in a model without gates neither.
+    """
+
+    def filled(unknown):
+        return [
+            np.where(
+                np.isnan(value) & (x.constant is None),
+                unknown if is_tied else GENERIC,
+                value,
+            )
+            for x, value, is_tied in zip(xs, values, ties, strict=True)
+        ]
+
+    return (combine(*filled(GENERIC)) == 0) & (combine(*filled(0.0)) == 0)
+
+
 def gather(
     xs: Sequence[Channels],
     labels: np.ndarray,
     axes: Sequence[int],
     output: np.ndarray | None = None,
+    shape: tuple | None = None,
 ) -> Channels:
     """The operation sums products over channels, without weights of its own.
 
@@ -389,13 +410,14 @@ def gather(
         axes: the axis of each of `xs` that is summed over.
         output: the labels of the output, of its rank; none can be removed by
             default.
+        shape: the shape of what is summed, if that is not the call's output.
 
     Returns:
         The `Channels` of the output. A channel can be removed if one of the
         factors is zero.
     """
     call = current()
-    shape = call.outputs[0]
+    shape = call.outputs[0] if shape is None else shape
     if output is None:
         output = call.flow.table.new(*(1,) * len(shape))
     result = Channels(shape, output)
@@ -417,9 +439,9 @@ def join_unknown(xs, axis: int, resize, weights, keeps_zero: bool) -> Channels:
     """A layer of several inputs that a probe proved to be channel-wise."""
     call = current()
     table = call.flow.table
-    read = _along(xs[0], axis)
+    read = along(xs[0], axis)
     for x in xs[1:]:
-        table.tie(read, _along(x, axis))
+        table.tie(read, along(x, axis))
     known = {"in": read}
     bind_weights(weights, known)
     note_resizing(resize, known)
@@ -437,11 +459,23 @@ def join_unknown(xs, axis: int, resize, weights, keeps_zero: bool) -> Channels:
     return output
 
 
-def constant(value) -> Channels:
-    """The channels of a constant operand, such as the `2.0` in `x * 2.0`."""
+def constant(value, beside: Sequence[Channels] = ()) -> Channels:
+    """The channels of a constant operand, such as the `2.0` in `x * 2.0`.
+
+    Args:
+        value: a number or an array.
+        beside: the tensors that it meets, of a rank not below its own. It has
+            labels only where they tell channels apart: what differs from
+            position to position, such as a window function, ties no channels.
+    """
     call = current()
     array = np.asarray(value)
-    labels = call.flow.table.new(*array.shape)
+    axes = range(-array.ndim, 0)
+    varied = {axis for axis in axes for x in beside if x.labels.shape[axis] > 1}
+    if not varied:  # then it may make several channels of one
+        varied = {axis for axis in axes if all(x.shape[axis] == 1 for x in beside)}
+    shape = [array.shape[axis] if axis in varied else 1 for axis in axes]
+    labels = call.flow.table.new(*shape)
     return Channels(array.shape, labels, constant=array.astype("float64"))
 
 
@@ -483,8 +517,9 @@ def _of_rank(x: Channels, ndim: int) -> Channels:
     if not missing:
         return x
     if x.constant is not None or not x.ndim:
-        shape = (1,) * missing + x.shape
-        return Channels(shape, x.labels.reshape(shape), x.constant)
+        ones = (1,) * missing
+        labels = x.labels.reshape(ones + x.labels.shape)
+        return Channels(ones + x.shape, labels, x.constant)
     shape = x.shape[:1] + (1,) * missing + x.shape[1:]
     old = x.labels.shape
     labels = x.labels.reshape(old[:1] + (1,) * missing + old[1:])

@@ -127,6 +127,20 @@ def feature_map_layer():
     return layers.Conv2D(8, 3, padding="same", activation="relu")
 
 
+def select(softmax, axis=1):
+    """Selective kernels: every channel comes from this branch or from that one."""
+
+    def build(x):
+        branches = [layers.Conv2D(8, 1)(x), layers.Conv2D(8, 1)(layers.ReLU()(x))]
+        mean = layers.GlobalAveragePooling2D(keepdims=True)(layers.Add()(branches))
+        squeezed = layers.Conv2D(4, 1, activation="relu")(mean)
+        scores = [layers.Conv2D(8, 1)(squeezed) for _ in branches]
+        weights = softmax(ops.stack(scores, axis=axis), axis)
+        return ops.sum(weights * ops.stack(branches, axis=axis), axis=axis)
+
+    return build
+
+
 def by_name(names, pattern, ranks=(1, 2, 3), **kwargs):
     return {
         getattr(layers, f"{name}{rank}D"): [
@@ -213,7 +227,12 @@ CASES = {
         through(2, layers.PReLU(shared_axes=[1, 2, 3])),
         dense(layers.PReLU()),
     ],
-    layers.Softmax: [through(2, layers.Softmax()), through(2, layers.Softmax(axis=1))],
+    layers.Softmax: [
+        through(2, layers.Softmax()),
+        through(2, layers.Softmax(axis=1)),
+        through(2, select(lambda x, axis: layers.Softmax(axis)(x))),
+        through(2, select(lambda x, axis: layers.Softmax(axis)(x), axis=-1)),
+    ],
     layers.Rescaling: [
         through(2, layers.Rescaling(2.0)),
         through(2, layers.Rescaling(2.0, offset=-1.0)),
@@ -330,6 +349,14 @@ CASES = {
 }
 
 ARRAY = np.arange(8, dtype="float32") - 2.5
+WINDOW = np.hanning(6)
+# Of positions, of positions and channels, of all of a vector but the channels.
+CONSTANTS = [
+    WINDOW.reshape(1, 6, 1, 1),
+    WINDOW.reshape(6, 1),
+    WINDOW.reshape(6, 1, 1) * WINDOW.reshape(6, 1) * ARRAY,
+]
+KERNEL = np.random.default_rng(1).normal(size=(3, 3, 8, 1)).astype("float32")
 MATRIX = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
 
 
@@ -367,17 +394,55 @@ def shuffle(x, groups=2):
     return ops.reshape(y, (-1, height, width, channels))
 
 
+def shortcut_a(x):
+    """ResNet's option A: channels of zeros where the block makes more of them."""
+    wide = layers.Conv2D(16, 3, padding="same")(x)
+    return wide + ops.concatenate([x, ops.zeros_like(x)], axis=-1)
+
+
+def in_windows(function, size=3):
+    """Swin's windows: each becomes a sample of its own, and goes back."""
+
+    def build(x):
+        _, height, width, channels = x.shape
+        rows, columns = height // size, width // size
+        y = ops.reshape(x, (-1, rows, size, columns, size, channels))
+        y = ops.transpose(y, (0, 1, 3, 2, 4, 5))
+        y = function(ops.reshape(y, (-1, size, size, channels)))
+        y = ops.reshape(y, (-1, rows, columns, size, size, y.shape[-1]))
+        y = ops.transpose(y, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(y, (-1, height, width, y.shape[-1]))
+
+    return build
+
+
 OPERATIONS = {
-    "Add": [*on_two(ops.add), *on_map(lambda x: x + 1.5, lambda x: x + ARRAY)],
+    "Add": [
+        *on_two(ops.add),
+        *on_map(lambda x: x + 1.5, lambda x: x + ARRAY),
+        *on_map(*[lambda x, c=c: ops.relu(x + c) * x for c in CONSTANTS]),
+    ],
     "Subtract": [*on_two(ops.subtract), *on_map(lambda x: 1 - x)],
     "Multiply": [
         *on_two(ops.multiply),
         gated_by(lambda maps: maps[0] * maps[1]),
         *on_map(lambda x: x * 0.5, lambda x: x * ARRAY),
+        *on_map(*[lambda x, c=c: x * c for c in CONSTANTS]),
+        *on_map(lambda x: layers.Conv2D(1, 1)(x) * ARRAY + x),
     ],
-    "Divide": on_map(lambda x: ops.divide(x, 2.0), lambda x: x / (ARRAY + 9)),
+    "Divide": on_map(
+        lambda x: ops.divide(x, 2.0),
+        lambda x: x / (ARRAY + 9),
+        lambda x: x / (np.arange(6.0).reshape(6, 1, 1) + 1),
+        lambda x: x / ops.sqrt(ops.sum(x * x, -1, keepdims=True) + 1e-3),
+        lambda x: x / ops.maximum(ops.sum(ops.abs(x), (1, 3), keepdims=True), 1e-6),
+        lambda x: x / (ops.mean(x, (1, 2), keepdims=True) + 1.0),
+    ),
     "TrueDivide": on_map(lambda x: ops.true_divide(x, 2.0)),
-    "DivideNoNan": on_map(lambda x: ops.divide_no_nan(x, 2.0)),
+    "DivideNoNan": [
+        *on_map(lambda x: ops.divide_no_nan(x, 2.0)),
+        *on_two(lambda a, b: ops.divide_no_nan(a, b)),
+    ],
     "FloorDivide": on_map(lambda x: ops.floor_divide(x, 0.3)),
     "Mod": on_map(lambda x: ops.mod(x, 0.7)),
     "Power": on_map(lambda x: x**2.0),
@@ -394,7 +459,52 @@ OPERATIONS = {
     ),
     "LogicalOr": on_two(lambda a, b: ops.where(ops.logical_or(a > 1, b > 1), a, b)),
     "LogicalNot": on_map(lambda x: ops.where(ops.logical_not(x > 0.1), x, -x)),
-    "Where": on_map(lambda x: ops.where(x > 0.2, x, 0.0)),
+    "LogicalXor": on_two(lambda a, b: ops.where(ops.logical_xor(a > 1, b > 1), a, b)),
+    "Where": on_map(
+        lambda x: ops.where(x > 0.2, x, 0.0),
+        lambda x: ops.where(ops.mean(x, -1, keepdims=True) > 0.1, x, ops.zeros_like(x)),
+    ),
+    "Fmax": on_two(ops.fmax),
+    "Fmin": on_two(ops.fmin),
+    "Fmod": on_map(lambda x: ops.fmod(x, 0.7)),
+    "Logaddexp2": on_two(ops.logaddexp2),
+    "Glu": on_map(lambda x: ops.glu(x), lambda x: ops.glu(x, axis=1)),
+    "ZerosLike": on_map(shortcut_a, lambda x: x + ops.zeros_like(x)),
+    "OnesLike": on_map(
+        lambda x: ops.concatenate([x, ops.ones_like(x[..., :1])], -1),
+        lambda x: ops.concatenate([x, ops.ones_like(x)], -1),
+    ),
+    "FullLike": on_map(lambda x: ops.minimum(x, ops.full_like(x, 0.5))),
+    "BatchNorm": on_map(
+        lambda x: ops.batch_normalization(x, ARRAY, ARRAY**2, axis=-1),
+        lambda x: ops.batch_normalization(x, ARRAY, ARRAY**2, -1, ARRAY, ARRAY + 1),
+    ),
+    "Normalize": on_map(
+        lambda x: ops.normalize(x),
+        lambda x: ops.normalize(x, axis=1),
+        lambda x: ops.normalize(x, axis=(1, 2, 3)),
+        lambda x: ops.normalize(x, order=3),
+    ),
+    "Moments": on_map(
+        lambda x: x - ops.moments(x, (1, 2), keepdims=True)[0],
+        lambda x: x + ops.expand_dims(ops.moments(x, [1])[1], 1),
+    ),
+    "Sort": on_map(lambda x: ops.sort(x, axis=1)),
+    "Cumsum": on_map(lambda x: ops.cumsum(x, axis=1)),
+    "Cumprod": on_map(lambda x: ops.cumprod(x, axis=-2)),
+    "Diff": on_map(lambda x: ops.diff(x, axis=1)),
+    "DepthwiseConv": on_map(
+        lambda x: ops.depthwise_conv(x, KERNEL, padding="same"),
+        lambda x: ops.depthwise_conv(x, np.repeat(KERNEL, 2, -1), 2),
+    ),
+    "Conv": on_map(
+        lambda x: ops.conv(x, KERNEL @ np.ones((1, 3), "float32"), padding="same")
+    ),
+    "Tensordot": on_map(
+        lambda x: ops.tensordot(x, MATRIX, axes=1),
+        lambda x: ops.tensordot(x, MATRIX.T, axes=[[3], [1]]),
+        lambda x: ops.moveaxis(ops.tensordot(x, MATRIX[:6, :6], ([1], [0])), -1, 1),
+    ),
     "Arctan2": on_two(ops.arctan2),
     "Hypot": on_two(ops.hypot),
     "Logaddexp": on_two(ops.logaddexp),
@@ -411,7 +521,16 @@ OPERATIONS = {
     "Swapaxes": on_map(lambda x: ops.swapaxes(x, 1, 3)),
     "ExpandDims": on_map(lambda x: ops.squeeze(ops.expand_dims(x, 1), 1)),
     "Squeeze": on_map(lambda x: ops.squeeze(ops.mean(x, (1, 2), keepdims=True))),
-    "Flip": on_map(lambda x: ops.flip(x, -1), lambda x: ops.flip(x, 1)),
+    "Dstack": on_two(lambda a, b: ops.reshape(ops.dstack([a, b]), (-1, 6, 6, 16))),
+    "Hstack": on_two(lambda a, b: ops.hstack([a, b])),
+    "Fliplr": on_map(lambda x: ops.fliplr(x)),
+    "Rot90": on_map(lambda x: ops.rot90(x, 1, (1, 2))),
+    "Flip": on_map(
+        lambda x: ops.flip(x, -1),
+        lambda x: ops.flip(x, 1),
+        lambda x: ops.flip(x, (1, 2)),
+        lambda x: ops.flip(x, (2, -1)),
+    ),
     "Repeat": on_map(
         lambda x: ops.repeat(x, 2, axis=-1), lambda x: ops.repeat(x, 2, 1)
     ),
@@ -421,6 +540,11 @@ OPERATIONS = {
     "Reshape": on_map(
         lambda x: ops.reshape(x, (-1, 36, 8)),
         lambda x: ops.reshape(x, (-1, 36 * 8)),
+        in_windows(lambda x: layers.Dense(6, activation="relu")(x)),
+        in_windows(lambda x: layers.Conv2D(6, 3, padding="same")(x)),
+        in_windows(lambda x: layers.LayerNormalization()(ops.roll(x, (1, 1), (1, 2)))),
+        lambda x: ops.reshape(ops.reshape(x, (4, -1, 8)), (-1, 6, 6, 8)),
+        lambda x: x + in_windows(lambda y: y)(ops.mean(x, -1, keepdims=True)),
     ),
     "BroadcastTo": [dense(lambda x: ops.broadcast_to(x[:, None], (2, 4, 6)))],
     "Split": on_map(
@@ -432,7 +556,12 @@ OPERATIONS = {
         lambda x: ops.concatenate(ops.array_split(x, 3, axis=1)[::-1], axis=1)
     ),
     "Unstack": on_map(lambda x: ops.unstack(x, axis=1)[2]),
-    "Roll": on_map(lambda x: ops.roll(x, 3, -1), lambda x: ops.roll(x, 2, 1)),
+    "Roll": on_map(
+        lambda x: ops.roll(x, 3, -1),
+        lambda x: ops.roll(x, 2, 1),
+        lambda x: ops.roll(x, (-2, -2), (1, 2)),
+        lambda x: ops.roll(x, (1, -11), (2, 3)),
+    ),
     "Take": on_map(
         lambda x: ops.take(x, np.array([5, 0, 3, 3]), axis=-1),
         lambda x: ops.take(x, np.array([0, 2]), axis=1),
@@ -463,8 +592,13 @@ OPERATIONS = {
             "Amin": ops.amin,
             "Var": ops.var,
             "Std": ops.std,
+            "Logsumexp": ops.logsumexp,
+            "Median": ops.median,
+            "Norm": ops.norm,
+            "Ptp": ops.ptp,
         }.items()
     },
+    "Prod": on_map(lambda x: x + ops.prod(x, 1, keepdims=True)),
     "Any": on_map(
         lambda x: x * ops.cast(ops.any(x > 0.5, 1, keepdims=True), x.dtype),
         lambda x: x * ops.cast(ops.any(x > 0.5, -1, keepdims=True), x.dtype),
@@ -480,10 +614,17 @@ OPERATIONS = {
         lambda x: ops.einsum("bhwc,cd->bhwd", x, MATRIX),
         lambda x: ops.einsum("bhwc,c->bhwc", x, ARRAY),
     ),
-    "Softmax": on_map(lambda x: ops.softmax(x, axis=1)),
+    "Softmax": on_map(
+        lambda x: ops.softmax(x, axis=1), select(ops.softmax), select(ops.softmax, -1)
+    ),
+    "LogSoftmax": on_map(lambda x: ops.log_softmax(x, 1), select(ops.log_softmax)),
+    "Sparsemax": on_map(lambda x: ops.sparsemax(x, 2)),
     "Resize": on_map(lambda x: ops.image.resize(x, (4, 9))),
     "ExtractPatches": on_map(lambda x: ops.image.extract_patches(x, 2)),
     "MaxPool": on_map(lambda x: ops.max_pool(x, 2)),
+    "CropImages": on_map(lambda x: ops.image.crop_images(x, 1, 1, 0, 2)),
+    "PadImages": on_map(lambda x: ops.image.pad_images(x, 1, 1, 0, 2)),
+    "GaussianBlur": on_map(lambda x: ops.image.gaussian_blur(x)),
     "AveragePool": on_map(lambda x: ops.average_pool(x, 2, padding="same")),
     "Cast": on_map(lambda x: ops.cast(x, "float32")),
     "Clip": on_map(lambda x: ops.clip(x, 0.1, 0.5)),
@@ -495,7 +636,27 @@ OPERATIONS = {
         name: unary(function)
         for name, function in {
             "Absolute": ops.absolute,
+            "Arcsinh": ops.arcsinh,
             "Arctan": ops.arctan,
+            "Arctanh": lambda x: ops.arctanh(ops.tanh(x)),
+            "Cbrt": ops.cbrt,
+            "ConvertToTensor": ops.convert_to_tensor,
+            "Cosh": ops.cosh,
+            "Erfc": ops.erfc,
+            "Exp2": ops.exp2,
+            "Isfinite": lambda x: x * ops.cast(ops.isfinite(x), x.dtype),
+            "Isinf": lambda x: ops.where(ops.isinf(x), 1.0, x),
+            "Isnan": lambda x: ops.where(ops.isnan(x), 1.0, x),
+            "Log10": lambda x: ops.log10(ops.add(x, 1.0)),
+            "Log2": lambda x: ops.log2(ops.add(x, 2.0)),
+            "NanToNum": lambda x: ops.nan_to_num(x, 1.0),
+            "SaturateCast": lambda x: ops.saturate_cast(x, "float32"),
+            "Sinc": ops.sinc,
+            "Sinh": ops.sinh,
+            "SparsePlus": ops.sparse_plus,
+            "SparseSigmoid": ops.sparse_sigmoid,
+            "Tan": ops.tan,
+            "Trunc": ops.trunc,
             "Ceil": ops.ceil,
             "Celu": ops.celu,
             "Copy": ops.copy,
@@ -569,6 +730,15 @@ def test_rule_is_exact_layer_by_layer(build):
     check_exact(masked, limit=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(8, -1), (16, -1), (-1, 2), (-1, 6)])
+def test_a_reshape_that_parts_the_channels_of_a_sample_is_a_barrier(shape):
+    x = keras.Input((5,))
+    y = ops.reshape(ops.repeat(layers.Dense(2)(x), 2, axis=-1), shape)
+    y = layers.Dense(2)(y) if y.shape[-1] else ops.sum(y, axis=-1)
+    (barrier,) = filterprune.analyze(keras.Model(x, y)).barriers
+    assert "channels differ along an axis of unknown size" in barrier
+
+
 def test_every_registered_layer_has_a_case():
     ours = {cls for cls in registered_layers() if cls.__module__.startswith("keras.")}
     assert ours == set(CASES)
@@ -576,6 +746,37 @@ def test_every_registered_layer_has_a_case():
 
 def test_every_registered_operation_has_a_case():
     assert set(registered_operations()) == set(OPERATIONS)
+
+
+REFUSED = {
+    "attention": lambda x: ops.dot_product_attention(x, x, x),
+    "no gate reaches": lambda x: ops.layer_normalization(x, ARRAY),
+    "layers.RMSNormalization": lambda x: ops.rms_normalization(x, ARRAY),
+    "Python function": lambda x: ops.map(lambda y: y * 2.0, x),
+    "in order": lambda x: ops.sort(x, axis=-1),
+    "multiplies channels": lambda x: x * ops.prod(x, -1, keepdims=True),
+    "order -1 absent": lambda x: x * ops.norm(x, -1, axis=-1, keepdims=True),
+    "run over channels": lambda x: x - ops.moments(x, (1, -1), keepdims=True)[0],
+    "weights are computed": lambda x: ops.conv(x, ops.mean(x, 0)[..., None]),
+    "more than a number": lambda x: x + ops.full_like(x, ARRAY),
+    "rolls a flattened": lambda x: ops.roll(x, 1),
+    "rolls one axis twice": lambda x: ops.roll(x, (1, 2), (1, 1)),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_an_operation_that_cannot_be_explained_says_why(reason):
+    model = through(2, REFUSED[reason])()
+    (barrier,) = filterprune.analyze(model).barriers
+    assert reason in barrier
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "sparsemax"])
+def test_softmax_over_channels_as_an_operation_keeps_them_and_says_why(name):
+    model = through(2, getattr(ops, name))()
+    report = filterprune.analyze(model)
+    assert report.barriers == ()
+    assert "no gate reaches inside it" in report.groups[0].reason
 
 
 def test_every_keras_layer_has_a_rule_or_a_stated_reason():

@@ -3,7 +3,7 @@
 from keras import layers
 
 from filterprune.channels.activations import activation_of
-from filterprune.channels.flow import current
+from filterprune.channels.flow import current, describe
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import operation, rule
 from filterprune.channels.verbs import coupling, fixed, normalise, same
@@ -33,22 +33,29 @@ def softmax(layer, x):
     return _softmax(x, [axis % x.ndim for axis in axes])
 
 
-@operation("Softmax")
+@operation("Softmax", "LogSoftmax", "Sparsemax")
 def softmax_operation(op, x):
+    name = type(op).__name__
     axes = op.axis if isinstance(op.axis, (list, tuple)) else [op.axis]
-    axes = [axis % x.ndim for axis in axes]
-    if any(axis in axes for axis in varied_axes(x)):  # no gate reaches inside it
-        return fixed(x, coupling(current(), "softmax"))
-    return _softmax(x, axes)
+    axis = _axis_of_channels(x)
+    if axis in [axis % x.ndim for axis in axes]:
+        reason = f"{describe(op)} couples its channels, and no gate reaches inside it"
+        hint = "; `layers.Softmax` can be masked" if name == "Softmax" else ""
+        return fixed(x, reason + hint)
+    return same(x, axis=axis, keeps_zero=False)
 
 
 def _softmax(x, axes):
-    varied = varied_axes(x)
-    if not varied:
-        mask = current().mask
-        return normalise(x, axis=x.ndim - 1 if mask is None else mask.axis)
-    if len(varied) > 1:
-        return fixed(x, coupling(current(), "softmax"))
-    if varied[0] in axes:
-        return normalise(x, axis=varied[0])
-    return same(x, axis=varied[0], keeps_zero=False)
+    mask = current().mask
+    axis = _axis_of_channels(x)
+    if not varied_axes(x) and mask is not None:
+        axis = mask.axis % x.ndim
+    if axis in axes or not varied_axes(x):
+        return normalise(x, axis=axis)
+    return same(x, axis=axis, keeps_zero=False)
+
+
+def _axis_of_channels(x):
+    """The axis of channels: of several the longest, the others are branches."""
+    varied = varied_axes(x) or [x.ndim - 1]
+    return max(varied, key=lambda axis: (x.labels.shape[axis], axis))

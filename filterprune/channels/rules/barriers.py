@@ -1,8 +1,8 @@
-"""Layers that are barriers by nature, and why."""
+"""Layers and operations that are barriers by nature, and why."""
 
 from keras import layers
 
-from filterprune.channels.registry import known_barrier
+from filterprune.channels.registry import known_barrier, operation_barrier
 
 known_barrier(
     "it runs a Python function that nothing is known of; write a layer with a rule",
@@ -79,4 +79,46 @@ known_barrier(
     layers.Solarization,
     layers.StringLookup,
     layers.TextVectorization,
+)
+
+for _name in ("LayerNorm", "RMSNorm"):
+    operation_barrier(
+        "absent channels count in its statistics, for no gate reaches inside it; "
+        f"use `layers.{_name}alization`",
+        _name,
+    )
+operation_barrier("attention is not supported yet", "DotProductAttention")
+operation_barrier(
+    "it runs a Python function that nothing is known of",
+    "AssociativeScan",
+    "Cond",
+    "ForiLoop",
+    "Map",
+    "Scan",
+    "Switch",
+    "VectorizedMap",
+    "WhileLoop",
+)
+operation_barrier(
+    "operations on places and orders of elements are not supported yet",
+    "Argmax",
+    "Argmin",
+    "Argpartition",
+    "Argsort",
+    "Scatter",
+    "ScatterUpdate",
+    "Slice",
+    "SliceUpdate",
+    "TakeAlongAxis",
+    "TopK",
+)
+operation_barrier(
+    "transforms between positions and frequencies are not supported yet",
+    "FFT",
+    "FFT2",
+    "IFFT2",
+    "IRFFT",
+    "ISTFT",
+    "RFFT",
+    "STFT",
 )

@@ -2,8 +2,9 @@
 
 from keras import layers
 
-from filterprune.channels.registry import rule
-from filterprune.channels.verbs import channel_axis, mix, same
+from filterprune.channels.binding import bind_constants
+from filterprune.channels.registry import operation, rule
+from filterprune.channels.verbs import along, channel_axis, gather, mix, same
 
 
 def _even(layer) -> bool:
@@ -73,3 +74,17 @@ def separable_conv(layer, x):
         resize="filters",
         gates=("pointwise_kernel", "bias"),
     )
+
+
+@operation("DepthwiseConv")
+def depthwise_conv_operation(op, x, kernel):
+    axis = channel_axis(op)
+    bind_constants(along(x, axis), [(kernel, -2)])
+    return same(x, axis=axis, repeat=kernel.shape[-1], keeps_zero=True)
+
+
+@operation("Conv")
+def conv_operation(op, x, kernel):
+    axis = channel_axis(op)
+    bind_constants(along(x, axis), [(kernel, -2)])
+    return gather([x], along(x, axis), [axis])

@@ -6,7 +6,7 @@ import numpy as np
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import concatenate as concatenated
-from filterprune.channels.moves import run_on_arrays, varied_axes
+from filterprune.channels.moves import run_on_arrays, varied_axes, whole_batch
 from filterprune.channels.registry import operation
 from filterprune.channels.verbs import barrier, channel_axis, same, take
 
@@ -21,10 +21,14 @@ def concatenate(op, xs):
 
 
 @operation(
+    "Dstack",
     "ExpandDims",
     "Flip",
+    "Fliplr",
+    "Hstack",
     "Moveaxis",
     "Repeat",
+    "Rot90",
     "Squeeze",
     "Stack",
     "Swapaxes",
@@ -58,7 +62,11 @@ def reshape(op, x):
             for axis, size in enumerate(asked)
         )
 
-    return take(x, run_on_arrays([x]), resize={"newshape": newshape})
+    shape = current().outputs[0]
+    if not varied_axes(x):
+        return take(x, lambda a: a.reshape((1,) * len(shape)))
+    move = run_on_arrays([x], batch=whole_batch(x, shape))
+    return take(x, move, resize={"newshape": newshape})
 
 
 @operation("BroadcastTo")
@@ -99,18 +107,26 @@ def unstack(op, x):
 
 @operation("Roll")
 def roll(op, x):
-    varied = varied_axes(x)
-    if not varied or (isinstance(op.axis, int) and op.axis % x.ndim not in varied):
-        return take(x, run_on_arrays([x]))
-    if not isinstance(op.axis, int) or not isinstance(op.shift, int):
-        return barrier("it rolls several axes at once, channels among them")
-    count = op.shift % x.shape[op.axis]
+    if op.axis is None:
+        return barrier("it rolls a flattened tensor")
+    axes = [op.axis] if isinstance(op.axis, int) else list(op.axis)
+    shifts = np.broadcast_to(op.shift, len(axes)).tolist()
+    if len({axis % x.ndim for axis in axes}) < len(axes):
+        return barrier("it rolls one axis twice")
 
     def shift(survivors, output):
-        wrapped = np.moveaxis(survivors.mask(output.labels), op.axis, 0)[:count]
-        return int(wrapped.reshape(count, -1).any(axis=1).sum())
+        new = tuple(
+            _survivors_wrapped(survivors.along(output, axis), places)
+            for axis, places in zip(axes, shifts, strict=True)
+        )
+        return new[0] if isinstance(op.axis, int) else new
 
     return take(x, run_on_arrays([x]), resize={"shift": shift})
+
+
+def _survivors_wrapped(kept, places):
+    """By how much the survivors roll where all channels roll by `places`."""
+    return places if kept is None else int(kept[: places % kept.size].sum())
 
 
 @operation("Take")

@@ -60,7 +60,13 @@ def resize(op, x):
     return same(x, keeps_zero=not op.pad_to_aspect_ratio or op.fill_value == 0)
 
 
-@operation("MaxPool", "AveragePool")
+@operation(
+    "AveragePool",
+    "CropImages",
+    "GaussianBlur",
+    "MaxPool",
+    "PadImages",
+)
 def pool(op, x):
     return same(x, keeps_zero=True)
 

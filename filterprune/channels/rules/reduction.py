@@ -6,19 +6,30 @@ import keras
 import numpy as np
 from keras import layers
 
-from filterprune.channels.constants import spread
+from filterprune.channels.binding import bind_constants
 from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import operation, rule
-from filterprune.channels.verbs import barrier, gather, same, take
+from filterprune.channels.verbs import along, barrier, gather, join, same, take
+
+_REDUCTIONS = (
+    *("Sum", "Mean", "Max", "Min", "Amax", "Amin", "Var", "Std", "Any", "All"),
+    *("Logsumexp", "Median", "Norm", "Prod", "Ptp"),
+)
+
+# Over channels they make nothing of the others, where absent ones are zeros.
+_SPOILED = {"All": "asks all channels", "Prod": "multiplies channels"}
+
+# Where absent zeros count: they are put back before the channels are reduced.
+_PADDED = ("Logsumexp", "Median", "Ptp", "Std", "Var")
 
 # What absent channels, which are zeros, add to the result over the others.
 _WITH_ZERO = {"Max": keras.ops.relu, "Amax": keras.ops.relu}
 _WITH_ZERO |= dict.fromkeys(("Min", "Amin"), lambda x: -keras.ops.relu(-x))
 
 
-@operation("Sum", "Mean", "Max", "Min", "Amax", "Amin", "Var", "Std", "Any", "All")
+@operation(*_REDUCTIONS)
 def reduce(op, x):
     every = range(x.ndim)
     axes = every if op.axis is None else [axis % x.ndim for axis in _several(op.axis)]
@@ -31,7 +42,8 @@ def reduce(op, x):
     if not left:
         return _over_channels(op, x, varied)
     axis = left[-1]  # all else is tied
-    return same(x, axis=axis, to=kept.index(axis), keeps_zero=True)
+    keeps_zero = type(op).__name__ != "Logsumexp"
+    return same(x, axis=axis, to=kept.index(axis), keeps_zero=keeps_zero)
 
 
 def _several(axis):
@@ -40,8 +52,10 @@ def _several(axis):
 
 def _over_channels(op, x, varied):
     name = type(op).__name__
-    if name == "All":
-        return barrier("it asks all channels, and absent ones are zero")
+    if name in _SPOILED:
+        return barrier(f"it {_SPOILED[name]}, and absent ones are zero")
+    if name == "Norm" and _counts_zeros(op.ord):
+        return barrier(f"in its norm of order {op.ord} absent channels would count")
     axis = varied[-1]
     call = current()
     labels = call.flow.table.tie_along(x.labels, axis)
@@ -67,9 +81,47 @@ def _over_channels(op, x, varied):
         binding.after = mean
     elif name in _WITH_ZERO:
         binding.after = extreme
-    elif name in ("Var", "Std"):
+    elif name in _PADDED:
         binding.rewrite = padded
     return gather([x], labels, [axis])
+
+
+def _counts_zeros(order) -> bool:
+    return isinstance(order, (int, float)) and order < 0
+
+
+@operation("Moments")
+def moments(op, x):
+    axes = [axis % x.ndim for axis in _several(op.axes)]
+    if any(axis in axes for axis in varied_axes(x)):
+        return barrier("its mean and variance run over channels")
+
+    def mean(array):
+        return array if op.keepdims else np.squeeze(array, tuple(axes))
+
+    def move(array):  # the variance of a constant is none
+        return [mean(array), mean(np.where(np.isnan(array), np.nan, 0.0))]
+
+    return take(x, move, labels=[mean(x.labels)] * 2)
+
+
+@operation("Cumprod", "Cumsum", "Diff", "Sort")
+def along_positions(op, x):
+    varied = varied_axes(x)
+    if op.axis is None or op.axis % x.ndim in varied:
+        return barrier("it goes through the channels in order")
+    return same(x, axis=varied[-1] if varied else -1, keeps_zero=True)
+
+
+@operation("Normalize")
+def normalize(op, x):
+    varied = varied_axes(x)
+    axes = [axis % x.ndim for axis in _several(op.axis)]
+    axis = varied[-1] if varied else -1
+    if axis not in axes:
+        return same(x, axis=axis, keeps_zero=True)
+    norms = gather([x], along(x, axis), [axis], shape=(1,) * x.ndim)
+    return join([x, norms], np.divide, zero_wins=True)  # zeros add nothing to a norm
 
 
 @operation("Matmul")
@@ -81,6 +133,20 @@ def matmul(op, x1, x2):
     names1 = [*batch[len(batch) - ranks[0] + 2 :], "i", "k"]
     names2 = [*batch[len(batch) - ranks[1] + 2 :], "k", "j"]
     return contract([x1, x2], [names1, names2], [*batch, "i", "j"])
+
+
+@operation("Tensordot")
+def tensordot(op, x1, x2):
+    ranks = [len(x.shape) for x in (x1, x2)]
+    if isinstance(op.axes, int):
+        summed = [range(ranks[0] - op.axes, ranks[0]), range(op.axes)]
+    else:
+        summed = [_several(axes) for axes in op.axes]
+    names = [[f"{letter}{i}" for i in range(n)] for letter, n in zip("pq", ranks)]
+    for number, (first, second) in enumerate(zip(*summed, strict=True)):
+        names[0][first] = names[1][second] = f"k{number}"
+    output = [name for own in names for name in own if name[0] != "k"]
+    return contract([x1, x2], names, output)
 
 
 @rule(layers.Dot)
@@ -147,15 +213,12 @@ def contract(xs, names, output):
 
 def _bind_constants(constants, places, xs) -> None:
     """Let constant operands lose what the tensors lose."""
-    call = current()
     ((name, ((number, axis), *_)),) = places.items()
-    vector = call.flow.table.tie_along(xs[number].labels, axis)
+    vector = current().flow.table.tie_along(xs[number].labels, axis)
     for array, names in constants:
         if name not in names or array.shape[names.index(name)] != vector.size:
             continue
-        labels = spread(vector, len(names), names.index(name))
-        channels = Channels(tuple(array.shape), labels)
-        call.flow.binding(call).arguments[id(array)] = channels
+        bind_constants(vector, [(array, names.index(name))])
 
 
 def _kept_channels(xs, names, places, output):
