@@ -6,6 +6,9 @@ several random points: if an output channel depended on another input channel,
 one of the groups would hold the one and not the other. Then a copy with half
 of the channels is built, by slicing weights and config, and must give half of
 the outputs. A layer that fails, or hides other layers, is a barrier.
+
+All of this is done with the weights that the layer has and with random ones: a
+gain that is zero when training starts hides what it will let through.
 """
 
 import dataclasses
@@ -36,6 +39,21 @@ class Finding:
     weights: tuple[tuple[int, int], ...] = ()
     config: tuple[str, ...] = ()
     keeps_zero: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Trial:
+    """Inputs and weights to run a layer with.
+
+    Attributes:
+        point: an array for each input.
+        weights: an array for each weight; `None` for those that the layer has.
+        nan: whether outputs may be no numbers, as roots of negative weights are.
+    """
+
+    point: list
+    weights: list | None = None
+    nan: bool = False
 
 
 _FOUND: dict[tuple, Finding] = {}
@@ -97,28 +115,43 @@ def _probe(layer, shapes, dtypes, axis) -> Finding:
         [rng.normal(0, scale, (2, *size)) for size in sizes]
         for scale in np.geomspace(0.3, 3, _POINTS)
     ]
+    trials = [_Trial(point) for point in points]
+    if layer.weights:
+        middle = points[_POINTS // 2]
+        trials += [
+            _Trial(middle, _values(layer, draw), nan=low < 0)
+            for low, draw in (
+                (0, lambda shape: rng.uniform(0.5, 1.5, shape)),
+                (-1, lambda shape: rng.uniform(-1.5, -0.5, shape)),
+                (-1, lambda shape: rng.normal(0, 1, shape)),
+            )
+        ]
     count = points[0][0].shape[axis]
     runs = [False] + [True] * _is_steady(layer, points[0], dtypes)
     for training in runs:
-        for point in points:
-            if not _is_channelwise(layer, point, dtypes, axis, rng, training):
+        for trial in trials:
+            if not _is_channelwise(layer, trial, dtypes, axis, rng, training):
                 return Finding("it mixes channels")
     keeps_zero = _keeps_zero(layer, points[0], dtypes, rng)
-    return _without_half(layer, points, dtypes, axis, count, rng, keeps_zero)
+    return _without_half(layer, trials, dtypes, axis, count, rng, keeps_zero)
+
+
+def _values(layer, draw) -> list:
+    """Random values for a layer's weights; integers, such as indices, stay."""
+    return [
+        draw(tuple(weight.shape))
+        if "float" in weight.dtype
+        else keras.ops.convert_to_numpy(weight)
+        for weight in layer.weights
+    ]
 
 
 def _keeps_zero(layer, point, dtypes, rng) -> bool:
     zeros = [np.zeros_like(array) for array in point]
-    for _ in range(2):
-        weights = [
-            rng.normal(1, 0.3, tuple(weight.shape))
-            if "float" in weight.dtype
-            else weight
-            for weight in layer.weights
-        ]
-        if _run(layer, zeros, dtypes, weights).any():
-            return False
-    return True
+    return not any(
+        _run(layer, zeros, dtypes, _values(layer, draw)).any()
+        for draw in [lambda shape: rng.normal(1, 0.3, shape)] * 2
+    )
 
 
 def _run(layer, arrays, dtypes, weights=None, **kwargs) -> np.ndarray:
@@ -141,9 +174,10 @@ def _is_steady(layer, arrays, dtypes) -> bool:
     return np.array_equal(first, second)
 
 
-def _is_channelwise(layer, point, dtypes, axis, rng, training) -> bool:
+def _is_channelwise(layer, trial, dtypes, axis, rng, training) -> bool:
     kwargs = {"training": True} if training else {}
-    base = _run(layer, point, dtypes, **kwargs)
+    point = trial.point
+    base = _run(layer, point, dtypes, trial.weights, **kwargs)
     count = point[0].shape[axis]
     if base.shape != point[0].shape and (
         base.ndim != point[0].ndim or base.shape[axis] != count
@@ -157,13 +191,16 @@ def _is_channelwise(layer, point, dtypes, axis, rng, training) -> bool:
             for array in moved:
                 part = np.moveaxis(array, axis, -1)
                 part[..., chosen] += rng.normal(0, 2, part[..., chosen].shape)
-            change = _run(layer, moved, dtypes, **kwargs) != base
+            result = _run(layer, moved, dtypes, trial.weights, **kwargs)
+            change = result != base
+            if trial.nan:
+                change &= ~(np.isnan(result) & np.isnan(base))
             if np.moveaxis(change, axis, -1)[..., ~chosen].any():
                 return False
     return True
 
 
-def _without_half(layer, points, dtypes, axis, count, rng, keeps_zero) -> Finding:
+def _without_half(layer, trials, dtypes, axis, count, rng, keeps_zero) -> Finding:
     """Build the layer with half of the channels and compare."""
     axes = []
     for number, weight in enumerate(layer.weights):
@@ -182,17 +219,20 @@ def _without_half(layer, points, dtypes, axis, count, rng, keeps_zero) -> Findin
         changed = {**config, **dict.fromkeys(entries, kept.size)}
         try:
             small = type(layer).from_config(changed)
-            narrow = [np.take(array, kept, axis) for array in points[0]]
+            narrow = [np.take(array, kept, axis) for array in trials[0].point]
             shapes = [array.shape for array in narrow]
             small.build(shapes[0] if len(shapes) == 1 else shapes)
-            values = [keras.ops.convert_to_numpy(w) for w in layer.weights]
-            for number, place in axes:
-                values[number] = np.take(values[number], kept, place)
-            small.set_weights(values)
-            for point in points:
-                narrow = [np.take(array, kept, axis) for array in point]
-                expected = np.take(_run(layer, point, dtypes), kept, axis)
-                if not np.allclose(_run(small, narrow, dtypes), expected, 1e-4, 1e-5):
+            for trial in trials:
+                values = [keras.ops.convert_to_numpy(w) for w in layer.weights]
+                values = list(trial.weights or values)
+                for number, place in axes:
+                    values[number] = np.take(values[number], kept, place)
+                small.set_weights(values)
+                narrow = [np.take(array, kept, axis) for array in trial.point]
+                expected = _run(layer, trial.point, dtypes, trial.weights)
+                expected = np.take(expected, kept, axis)
+                received = _run(small, narrow, dtypes)
+                if not np.allclose(received, expected, 1e-4, 1e-5, trial.nan):
                     raise ValueError("other outputs")
         except Exception:
             continue

@@ -44,6 +44,43 @@ class Affine(LayerScale):
         return x * self.gamma + self.beta
 
 
+class Attention(layers.Layer):
+    """Mixes channels once its gain, zero at first, has been trained."""
+
+    gain = "zeros"
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(), initializer=self.gain, name="gamma")
+
+    def call(self, x):
+        return x + self.gamma * ops.mean(x, axis=-1, keepdims=True)
+
+
+class FaintAttention(Attention):
+    """Its gain is too small to show in most numbers."""
+
+    gain = keras.initializers.Constant(1e-9)
+
+
+class NegativeAttention(Attention):
+    """Mixes channels for a negative gain only."""
+
+    def call(self, x):
+        return x + ops.relu(-self.gamma) * ops.mean(x, axis=-1, keepdims=True)
+
+
+class OwnBatchNorm(layers.Layer):
+    """Has a weight that must not be negative."""
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.gamma = self.add_weight(shape=shape, initializer="ones")
+        self.spread = self.add_weight(shape=shape, initializer="ones", name="variance")
+
+    def call(self, x):
+        return x * self.gamma / ops.sqrt(self.spread)
+
+
 class StochasticDepth(layers.Layer):
     def call(self, x, training=None):
         if training:
@@ -106,6 +143,16 @@ def model_with(op, padding="same"):
     return randomise(keras.Model(x, layers.Dense(2, name="head")(y)))
 
 
+def test_weights_that_hide_mixing_do_not_vouch_for_those_to_come():
+    """A gain of zero is what training starts with, not what it ends with."""
+    for layer in (Attention, FaintAttention):
+        x = keras.Input((6, 6, 3))
+        y = layer(name="mine")(layers.Conv2D(8, 3)(x))
+        model = keras.Model(x, layers.Conv2D(2, 1)(y))
+        (barrier,) = filterprune.analyze(model).barriers
+        assert "`mine`" in barrier and "it mixes channels" in barrier
+
+
 def compacted(model):
     masked = filterprune.wrap_model(model)
     close_at_random(masked)
@@ -114,7 +161,7 @@ def compacted(model):
 
 @pytest.mark.parametrize(
     "layer",
-    [LayerScale(), SizedScale(8), Affine(), StochasticDepth()],
+    [LayerScale(), SizedScale(8), Affine(), StochasticDepth(), OwnBatchNorm()],
     ids=lambda layer: type(layer).__name__,
 )
 def test_a_channelwise_layer_passes_by_the_probe(layer):
@@ -135,6 +182,7 @@ def test_a_sum_of_two_passes_by_the_probe():
     [
         (Centre, "it mixes channels"),
         (OneNeighbour, "it mixes channels"),
+        (NegativeAttention, "it mixes channels"),
         (InTraining, "it mixes channels"),
         (Hidden, "hides Conv2D"),
     ],
