@@ -12,10 +12,12 @@ gain that is zero when training starts hides what it will let through.
 """
 
 import dataclasses
+import weakref
 
 import keras
 import numpy as np
 
+from filterprune.channels.likeness import likeness
 from filterprune.channels.trace import parts_of
 
 _POINTS = 3
@@ -57,6 +59,8 @@ class _Trial:
 
 
 _FOUND: dict[tuple, Finding] = {}
+# What was found of layers of which nothing tells that another is alike.
+_FOUND_OF: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def probe(layer, shapes, dtypes, axis: int) -> Finding:
@@ -72,13 +76,16 @@ def probe(layer, shapes, dtypes, axis: int) -> Finding:
     Returns:
         A `Finding`. The layer is not changed.
     """
-    key = _key(layer, shapes, dtypes, axis)
-    if key not in _FOUND:
+    alike, tells_all = likeness(layer)
+    weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
+    key = (alike, weights, tuple(shapes), tuple(dtypes), axis)
+    known = _FOUND if tells_all else _FOUND_OF.setdefault(layer, {})
+    if key not in known:
         try:
-            _FOUND[key] = _probe(layer, shapes, dtypes, axis)
+            known[key] = _probe(layer, shapes, dtypes, axis)
         except Exception as error:
-            _FOUND[key] = Finding(f"it cannot be run on its own: {error}")
-    return _FOUND[key]
+            known[key] = Finding(f"it cannot be run on its own: {error}")
+    return known[key]
 
 
 def hidden_layers(layer) -> str | None:
@@ -90,17 +97,6 @@ def hidden_layers(layer) -> str | None:
         f"it is a composite layer, which hides {', '.join(sorted(inner))}; "
         "write a rule for it, or call those layers in a functional model"
     )
-
-
-def _key(layer, shapes, dtypes, axis) -> tuple:
-    """What layers have in common that need to be probed only once."""
-    try:
-        config = {k: v for k, v in layer.get_config().items() if k != "name"}
-        described = repr(config)
-    except Exception:
-        described = str(id(layer))
-    weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
-    return type(layer), described, weights, tuple(shapes), tuple(dtypes), axis
 
 
 def _probe(layer, shapes, dtypes, axis) -> Finding:

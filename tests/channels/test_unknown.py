@@ -7,7 +7,7 @@ from exactness import assert_equal, check_exact, close_at_random, randomise, to_
 from keras import layers, ops
 
 import filterprune
-from filterprune.channels import registry
+from filterprune.channels import probing, registry
 
 
 class LayerScale(layers.Layer):
@@ -151,6 +151,58 @@ def test_weights_that_hide_mixing_do_not_vouch_for_those_to_come():
         model = keras.Model(x, layers.Conv2D(2, 1)(y))
         (barrier,) = filterprune.analyze(model).barriers
         assert "`mine`" in barrier and "it mixes channels" in barrier
+
+
+class Mode(layers.Layer):
+    """Forgets its argument when it is asked for its config."""
+
+    def __init__(self, mode="plain", **kwargs):
+        super().__init__(**kwargs)
+        self.mode = mode
+
+    def call(self, x):
+        return x * 1.5 if self._mode() == "plain" else ops.roll(x, 1, -1) + x
+
+    def _mode(self):
+        return self.mode
+
+    def get_config(self):
+        return super().get_config()
+
+
+class HiddenMode(Mode):
+    """Its mode is an object that nothing can be told of."""
+
+    def __init__(self, mode="plain", **kwargs):
+        super().__init__(**kwargs)
+        self.mode = lambda: mode
+
+    def _mode(self):
+        return self.mode()
+
+
+@pytest.mark.parametrize("cls", [Mode, HiddenMode])
+def test_a_verdict_is_not_that_of_a_layer_of_the_same_config(cls):
+    x = keras.Input((6, 6, 3))
+    y = cls("plain", name="plain")(layers.Conv2D(8, 3, padding="same")(x))
+    y = cls("mix", name="mix")(layers.Conv2D(8, 3, padding="same")(y))
+    model = keras.Model(x, layers.Conv2D(2, 1)(y))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "`mix`" in barrier and "it mixes channels" in barrier
+
+
+def test_equal_layers_are_probed_once(monkeypatch):
+    probed = []
+    real = probing._probe
+    monkeypatch.setattr(
+        probing, "_probe", lambda *args: probed.append(args) or real(*args)
+    )
+    monkeypatch.setattr(probing, "_FOUND", {})
+    x = y = keras.Input((6, 6, 8))
+    for _ in range(5):
+        y = SizedScale(8)(layers.Conv2D(8, 3, padding="same")(y))
+    filterprune.analyze(keras.Model(x, y))
+    assert len(probed) == 1
 
 
 def compacted(model):
