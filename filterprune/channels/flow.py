@@ -24,6 +24,7 @@ from filterprune.channels.trace import (
     is_graph,
     is_keras_operation,
     is_layer,
+    takes_training,
     trace,
     without_mask,
 )
@@ -87,6 +88,8 @@ class Call:
         products: names of weights that are multiplied, and at how many
             positions of a sample.
         holder: the call of the layer that this one is held by, or None.
+        training: whether the graph itself asks for training mode, as in
+            `BatchNormalization()(x, training=True)`.
     """
 
     flow: "Flow"
@@ -98,6 +101,7 @@ class Call:
     gate: Gate = None  # type: ignore[assignment]  # None if it has none
     products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     holder: "Call | None" = None
+    training: bool = False
 
     @property
     def outputs(self) -> tuple[tuple, ...]:
@@ -109,11 +113,28 @@ class Call:
         """What was called: the masked layer if there is one."""
         return self.op if self.mask is None else self.mask
 
-    def run(self, *arrays):
-        """Run the bare operation with arrays in place of its tensors."""
+    def run(self, *arrays, weights=()) -> np.ndarray:
+        """Run the bare operation with arrays in place of its tensors.
+
+        Its state is left as it was. Where the graph asks for training mode,
+        `predict` and `model(x, training=False)` overrule it: what differs in
+        inference mode is unknown (NaN).
+
+        Args:
+            *arrays: one for each of the call's tensors.
+            weights: pairs of a variable and the value to run with.
+        """
         tensors = {id(t): a for t, a in zip(self.node.inputs, arrays, strict=True)}
         args, kwargs = self.node.fill(tensors)
-        return self.op(*args, **kwargs)
+        kwargs.pop("training", None)
+        modes = [{"training": True}, {"training": False}] if self.training else [{}]
+        results = []
+        for mode in modes:
+            with keras.StatelessScope(list(weights)):
+                output = self.op(*args, **kwargs, **mode)
+            array = keras.ops.convert_to_numpy(output)
+            results.append(np.asarray(array, "float64"))
+        return np.where(results[0] == results[-1], results[0], np.nan)
 
     def move(self, *arrays):
         """Run a mover of data on integers, whatever the layer's dtype."""
@@ -221,7 +242,7 @@ def flow(model) -> Flow:
         result.pinned(tensor.shape, f"comes from the input `{tensor.name}`")
         for tensor in graph.inputs
     ]
-    outputs = _visit_graph(result, graph, inputs, prefix="")
+    outputs = _visit_graph(result, graph, inputs, prefix="", training=False)
     for channels, name in zip(outputs, graph.output_names, strict=True):
         result.table.pin(channels.labels, f"reaches the output `{name}`", first=True)
     _keep_rectangular(result)
@@ -242,7 +263,7 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
     Raises:
         ValueError: if the layer's outputs cannot be gated.
     """
-    x = keras.KerasTensor(input_shape)
+    x = keras.KerasTensor(input_shape, dtype=layer.compute_dtype)
     y = keras.KerasTensor(layer.compute_output_spec(x).shape)
     result = Flow(layer)
     inputs = (result.pinned(x.shape, "an input"),)
@@ -257,13 +278,17 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
     return call.gate
 
 
-def _visit_graph(result: Flow, graph: Graph, inputs, prefix: str) -> list[Channels]:
+def _visit_graph(
+    result: Flow, graph: Graph, inputs, prefix: str, training: bool
+) -> list[Channels]:
     result.graphs.setdefault(id(graph.model), graph)
     known = dict(zip(map(id, graph.inputs), inputs, strict=True))
     for node in graph.nodes:
         channels = [known[id(tensor)] for tensor in node.inputs]
         for tensor, value in zip(
-            node.outputs, _visit(result, node, channels, prefix), strict=True
+            node.outputs,
+            _visit(result, node, channels, prefix, training),
+            strict=True,
         ):
             known[id(tensor)] = value
             result.vectors.append(value)
@@ -274,16 +299,21 @@ def _visit_graph(result: Flow, graph: Graph, inputs, prefix: str) -> list[Channe
     return [known[id(tensor)] for tensor in graph.outputs]
 
 
-def _visit(result: Flow, node: Node, inputs, prefix: str) -> list[Channels]:
+def _visit(
+    result: Flow, node: Node, inputs, prefix: str, training: bool
+) -> list[Channels]:
     op = node.op
     path = prefix + op.name
+    # That of a nested model overrules those of the layers in it.
+    training = training or bool(node.kwargs.get("training"))
     if is_graph(op):
         graph = result.graphs.get(id(op)) or trace(op)
         if len(graph.inputs) == len(inputs):
-            return _visit_graph(result, graph, inputs, prefix=path + "/")
+            return _visit_graph(result, graph, inputs, path + "/", training)
     mask = op if getattr(type(op), "masks_channels", False) else None
     bare = op.layer if mask is not None else op
     call = Call(result, bare, mask, node, path, tuple(inputs))
+    call.training = training and takes_training(bare)
     result.calls.append(call)
     mark = result.table.count
     with calling(call):

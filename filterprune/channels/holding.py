@@ -14,7 +14,7 @@ from filterprune.channels.flow import (
     describe,
 )
 from filterprune.channels.labels import Channels, fit
-from filterprune.channels.trace import Node
+from filterprune.channels.trace import Node, takes_training
 
 
 def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channels:
@@ -42,6 +42,7 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
     given = layer.compute_output_spec(taken)
     node = Node(layer, (taken,), {}, (taken,), (given,))
     inner = Call(flow, layer, None, node, outer.path, (seen,), holder=outer)
+    inner.training = outer.training and takes_training(layer)
     mark = len(flow.steps)
     if without is not None:
         inner.step([x], [seen], lambda valuation, v: [_one(v[0], without)])

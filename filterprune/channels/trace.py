@@ -155,6 +155,11 @@ def is_layer(op) -> bool:
     return isinstance(op, keras.layers.Layer)
 
 
+def takes_training(op) -> bool:
+    """Whether an operation is told apart training from inference."""
+    return is_layer(op) and "training" in inspect.signature(op.call).parameters
+
+
 def without_mask(layer, kwargs: dict) -> dict:
     """Keyword arguments without a mask that the layer takes no notice of.
 

@@ -181,6 +181,50 @@ class HiddenMode(Mode):
         return self.mode()
 
 
+class Positions(layers.Layer):
+    """Adds a number for each position."""
+
+    def build(self, input_shape):
+        shape = (1, *input_shape[1:])
+        self.table = self.add_weight(shape=shape, name="table")
+
+    def call(self, x):
+        return x + self.table
+
+
+class Token(layers.Layer):
+    """Puts a token in front."""
+
+    def build(self, input_shape):
+        shape = (1, 1, input_shape[-1])
+        self.token = self.add_weight(shape=shape, name="token")
+
+    def call(self, x):
+        shape = (ops.shape(x)[0], 1, x.shape[-1])
+        return ops.concatenate([ops.broadcast_to(self.token, shape), x], axis=1)
+
+
+@pytest.mark.parametrize("layer", [Positions, Token])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        filterprune.wrap_model,
+        lambda m: keras.models.clone_model(m, clone_function=filterprune.wrap),
+    ],
+    ids=["wrap_model", "clone_model"],
+)
+def test_what_differs_between_positions_before_a_normalisation(layer, wrap):
+    x = keras.Input((16, 3))
+    y = z = layer()(layers.Dense(8)(x))
+    z = layers.LayerNormalization()(z)
+    z = layers.Dense(8)(layers.Dense(12, activation="gelu", name="inner")(z))
+    model = keras.Model(x, layers.Dense(2)(layers.add([y, z])))
+    assert filterprune.analyze(model).barriers == ()
+    masked = wrap(model)
+    filterprune.prune(masked, 0.5)
+    assert check_exact(masked).get_layer("inner").units < 12
+
+
 @pytest.mark.parametrize("cls", [Mode, HiddenMode])
 def test_a_verdict_is_not_that_of_a_layer_of_the_same_config(cls):
     x = keras.Input((6, 6, 3))
@@ -247,6 +291,15 @@ def test_any_other_layer_is_a_barrier_with_a_reason(layer, words):
     small = compacted(model)
     assert small.get_layer("first").filters == 8
     assert small.get_layer("second").filters == 2
+
+
+def test_a_layer_that_needs_a_gate_in_double_precision():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        assert compacted(model_with(lambda x: Affine()(x))).get_layer("first")
+    finally:
+        keras.config.set_floatx(before)
 
 
 def test_a_layer_that_has_no_config_is_carried_along():
