@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 
 import keras
 
-from filterprune.channels.activations import activation_of
 from filterprune.channels.flow import Call, gate_of
 from filterprune.channels.groups import Analysis, needs_gate, study
 from filterprune.channels.registry import layer_rule
@@ -167,8 +166,8 @@ def _needs_gate(layer) -> bool:
     shape = _input_shape(layer)
     if shape is None or not layer.built:
         cls = masked_class(type(layer))
-        if cls is not None:
-            return cls is not MaskedActivation or not activation_of(layer).keeps_zero
+        if cls is not None and cls is not MaskedActivation:
+            return True
         shape = (None, 4)  # any will do for a layer that has no weights
     try:
         gate = gate_of(layer, shape)

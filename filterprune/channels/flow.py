@@ -17,10 +17,12 @@ import keras
 import numpy as np
 
 from filterprune.channels import registry
+from filterprune.channels.activations import activation_layer
 from filterprune.channels.labels import Channels, LabelTable
 from filterprune.channels.trace import (
     Graph,
     Node,
+    copy_object,
     is_graph,
     is_keras_operation,
     is_layer,
@@ -324,9 +326,18 @@ def _visit(
         except Exception as error:
             reason = f"its rule failed with {type(error).__name__}: {error}"
             outputs = _barrier(call, reason, mark)
+    _carry_activation(call)
     if call.gate is not None:
         outputs = [_gated(call, outputs[0])]
     return outputs
+
+
+def _carry_activation(call: Call) -> None:
+    """Let an activation that has weights come along: its config has none."""
+    activation = activation_layer(call.op)
+    if activation is not None:
+        config = call.flow.binding(call).config
+        config["activation"] = lambda survivors: copy_object(activation)
 
 
 def apply_rule(call: Call) -> list[Channels]:
