@@ -362,14 +362,43 @@ def apply_rule(call: Call) -> list[Channels]:
         raise Ambiguous(f"it is quantized ({bare.quantization_mode})")
     if getattr(bare, "lora_enabled", False):
         raise Ambiguous("it has LoRA weights; merge them first")
+    if is_layer(bare) and function is not registry.unknown_rule():
+        args, kwargs = _in_order(bare, args, kwargs)
     try:
         inspect.signature(function).bind(bare, *args, **kwargs)
     except TypeError as error:
         raise Ambiguous(f"it is called in a way its rule does not know: {error}")
     outputs = keras.tree.flatten(function(bare, *args, **kwargs))
+    if call.mask is None and is_layer(bare) and not _fits_a_mask(bare, call.node):
+        call.gate = None  # type: ignore[assignment]
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
     return outputs
+
+
+def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
+    """Arguments with tensors in their places: rules name their own parameters."""
+    names = list(inspect.signature(layer.call).parameters)
+    given = list(args)
+    for name in names[len(args) :]:
+        if not any(
+            isinstance(x, Channels) for x in keras.tree.flatten(kwargs.get(name))
+        ):
+            break
+        if name == "mask":
+            break
+        given.append(kwargs[name])
+    placed = names[len(args) : len(given)]
+    return tuple(given), {k: v for k, v in kwargs.items() if k not in placed}
+
+
+def _fits_a_mask(layer, node: Node) -> bool:
+    """Whether a masked layer can be called as its layer is here."""
+    first = next(iter(inspect.signature(layer.call).parameters), None)
+    return len(node.args) + (first in node.kwargs) == 1 and not any(
+        value is not None and key not in (first, "training", "mask")
+        for key, value in node.kwargs.items()
+    )
 
 
 def _check_labels(call: Call, channels: Channels, shape) -> None:

@@ -40,6 +40,16 @@ def likeness(layer) -> tuple[Hashable, bool]:
     return found, not opaque
 
 
+def likeness_of_arguments(node) -> tuple[Hashable, bool]:
+    """The same of the arguments of a call, whatever is in its tensors."""
+    tensors = {}
+    for place, tensor in enumerate(node.inputs):
+        what = ("a tensor", place, tuple(tensor.shape), str(tensor.dtype))
+        tensors[id(tensor)] = str(what)
+    opaque: list[Any] = []
+    return _describe(node.fill(tensors), opaque), not opaque
+
+
 @functools.cache
 def _of_any_layer() -> frozenset[str]:
     """The attributes that Keras and its backend give to every layer."""

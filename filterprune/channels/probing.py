@@ -12,13 +12,15 @@ gain that is zero when training starts hides what it will let through.
 """
 
 import dataclasses
+import functools
 import weakref
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 
-from filterprune.channels.likeness import likeness
-from filterprune.channels.trace import parts_of
+from filterprune.channels.likeness import likeness, likeness_of_arguments
+from filterprune.channels.trace import Node, copy_object, parts_of, without_mask
 
 _POINTS = 3
 _OPEN = 6
@@ -63,26 +65,27 @@ _FOUND: dict[tuple, Finding] = {}
 _FOUND_OF: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def probe(layer, shapes, dtypes, axis: int) -> Finding:
+def probe(layer, node: Node, axis: int, training: bool = False) -> Finding:
     """Find out by running it whether a layer works on each channel alone.
 
     Args:
         layer: a built layer.
-        shapes: the static shape of each of its inputs; all have the channels
-            of the output along `axis`.
-        dtypes: the dtype of each input.
+        node: a call of it; all its tensors have the channels of the output
+            along `axis`.
         axis: the axis of channels.
+        training: whether it is called in training mode whatever the model is.
 
     Returns:
         A `Finding`. The layer is not changed.
     """
     alike, tells_all = likeness(layer)
     weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
-    key = (alike, weights, tuple(shapes), tuple(dtypes), axis)
-    known = _FOUND if tells_all else _FOUND_OF.setdefault(layer, {})
+    arguments, tell_all = likeness_of_arguments(node)
+    key = (alike, weights, arguments, axis, training)
+    known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
         try:
-            known[key] = _probe(layer, shapes, dtypes, axis)
+            known[key] = _probe(layer, node, axis, training)
         except Exception as error:
             known[key] = Finding(f"it cannot be run on its own: {error}")
     return known[key]
@@ -99,11 +102,14 @@ def hidden_layers(layer) -> str | None:
     )
 
 
-def _probe(layer, shapes, dtypes, axis) -> Finding:
+def _probe(layer, node, axis, training) -> Finding:
     hidden = hidden_layers(layer)
     if hidden is not None:
         return Finding(hidden)
-    sizes = [tuple(_OPEN if n is None else n for n in shape[1:]) for shape in shapes]
+    sizes = [
+        tuple(_OPEN if n is None else n for n in tensor.shape[1:])
+        for tensor in node.inputs
+    ]
     if sum(np.prod(size) for size in sizes) > _MOST:
         return Finding("it is too large to be probed")
     rng = np.random.default_rng(0)
@@ -123,13 +129,15 @@ def _probe(layer, shapes, dtypes, axis) -> Finding:
             )
         ]
     count = points[0][0].shape[axis]
-    runs = [False] + [True] * _is_steady(layer, points[0], dtypes)
-    for training in runs:
+    steady = _is_steady(layer, node, points[0])
+    if training and not steady:
+        return Finding("it is called in training mode, where it is random")
+    for mode in [False] + [True] * steady:
         for trial in trials:
-            if not _is_channelwise(layer, trial, dtypes, axis, rng, training):
+            if not _is_channelwise(layer, node, trial, axis, rng, mode):
                 return Finding("it mixes channels")
-    keeps_zero = _keeps_zero(layer, points[0], dtypes, rng)
-    return _without_half(layer, trials, dtypes, axis, count, rng, keeps_zero)
+    keeps_zero = _keeps_zero(layer, node, points[0], rng)
+    return _without_half(layer, node, trials, axis, count, rng, keeps_zero)
 
 
 def _values(layer, draw) -> list:
@@ -142,38 +150,47 @@ def _values(layer, draw) -> list:
     ]
 
 
-def _keeps_zero(layer, point, dtypes, rng) -> bool:
+def _keeps_zero(layer, node, point, rng) -> bool:
     zeros = [np.zeros_like(array) for array in point]
     return not any(
-        _run(layer, zeros, dtypes, _values(layer, draw)).any()
+        _run(layer, node, zeros, _values(layer, draw)).any()
         for draw in [lambda shape: rng.normal(1, 0.3, shape)] * 2
     )
 
 
-def _run(layer, arrays, dtypes, weights=None, **kwargs) -> np.ndarray:
+def _filled(node, arrays) -> tuple[tuple, dict]:
+    """The arguments of a call with arrays in place of its tensors."""
+    tensors = {
+        id(tensor): keras.ops.cast(array, tensor.dtype)
+        for tensor, array in zip(node.inputs, arrays, strict=True)
+    }
+    args, kwargs = node.fill(tensors)
+    return args, {key: value for key, value in kwargs.items() if key != "training"}
+
+
+def _run(layer, node, arrays, weights=None, **mode) -> np.ndarray:
     """The layer's one output; its state is left as it was."""
-    tensors = [keras.ops.cast(a, d) for a, d in zip(arrays, dtypes, strict=True)]
-    inputs = tensors[0] if len(tensors) == 1 else tensors
+    args, kwargs = _filled(node, arrays)
     with keras.StatelessScope(
         list(zip(layer.weights, weights or layer.weights, strict=True))
     ):
-        output = layer.call(inputs, **kwargs)
+        output = layer.call(*args, **without_mask(layer, kwargs), **mode)
     return np.asarray(keras.ops.convert_to_numpy(output), "float64")
 
 
-def _is_steady(layer, arrays, dtypes) -> bool:
+def _is_steady(layer, node, arrays) -> bool:
     """Whether the layer can be run in training mode with equal results twice."""
     try:
-        first, second = (_run(layer, arrays, dtypes, training=True) for _ in range(2))
+        first, second = (_run(layer, node, arrays, training=True) for _ in range(2))
     except Exception:
         return False
     return np.array_equal(first, second)
 
 
-def _is_channelwise(layer, trial, dtypes, axis, rng, training) -> bool:
-    kwargs = {"training": True} if training else {}
+def _is_channelwise(layer, node, trial, axis, rng, training) -> bool:
+    mode = {"training": True} if training else {}
     point = trial.point
-    base = _run(layer, point, dtypes, trial.weights, **kwargs)
+    base = _run(layer, node, point, trial.weights, **mode)
     count = point[0].shape[axis]
     if base.shape != point[0].shape and (
         base.ndim != point[0].ndim or base.shape[axis] != count
@@ -187,7 +204,7 @@ def _is_channelwise(layer, trial, dtypes, axis, rng, training) -> bool:
             for array in moved:
                 part = np.moveaxis(array, axis, -1)
                 part[..., chosen] += rng.normal(0, 2, part[..., chosen].shape)
-            result = _run(layer, moved, dtypes, trial.weights, **kwargs)
+            result = _run(layer, node, moved, trial.weights, **mode)
             change = result != base
             if trial.nan:
                 change &= ~(np.isnan(result) & np.isnan(base))
@@ -196,7 +213,7 @@ def _is_channelwise(layer, trial, dtypes, axis, rng, training) -> bool:
     return True
 
 
-def _without_half(layer, trials, dtypes, axis, count, rng, keeps_zero) -> Finding:
+def _without_half(layer, node, trials, axis, count, rng, keeps_zero) -> Finding:
     """Build the layer with half of the channels and compare."""
     axes = []
     for number, weight in enumerate(layer.weights):
@@ -205,19 +222,12 @@ def _without_half(layer, trials, dtypes, axis, count, rng, keeps_zero) -> Findin
             return Finding("a weight of it has several axes of that many channels")
         axes += [(number, wide[0])] if wide else []
     kept = np.sort(rng.permutation(count)[: max(count // 2, 1)])
-    config = layer.get_config()
-    same_number = tuple(
-        key
-        for key, value in config.items()
-        if type(value) is int and value == count and count > 1
-    )
-    for entries in ((), same_number):
-        changed = {**config, **dict.fromkeys(entries, kept.size)}
+    for make, entries in _copies(layer, count, kept.size, axes):
         try:
-            small = type(layer).from_config(changed)
+            small = make()
             narrow = [np.take(array, kept, axis) for array in trials[0].point]
-            shapes = [array.shape for array in narrow]
-            small.build(shapes[0] if len(shapes) == 1 else shapes)
+            args, kwargs = _filled(node, narrow)
+            small(*args, **without_mask(small, kwargs))  # builds it
             for trial in trials:
                 values = [keras.ops.convert_to_numpy(w) for w in layer.weights]
                 values = list(trial.weights or values)
@@ -225,12 +235,31 @@ def _without_half(layer, trials, dtypes, axis, count, rng, keeps_zero) -> Findin
                     values[number] = np.take(values[number], kept, place)
                 small.set_weights(values)
                 narrow = [np.take(array, kept, axis) for array in trial.point]
-                expected = _run(layer, trial.point, dtypes, trial.weights)
+                expected = _run(layer, node, trial.point, trial.weights)
                 expected = np.take(expected, kept, axis)
-                received = _run(small, narrow, dtypes)
+                received = _run(small, node, narrow)
                 if not np.allclose(received, expected, 1e-4, 1e-5, trial.nan):
                     raise ValueError("other outputs")
         except Exception:
             continue
         return Finding(None, tuple(axes), entries, keeps_zero)
     return Finding("no copy of it with fewer channels could be built from its config")
+
+
+def _copies(layer, count: int, fewer: int, axes) -> Iterator[tuple]:
+    """How to make a copy with fewer channels, and the entries it changes."""
+    try:
+        config = layer.get_config()
+        type(layer).from_config(config)
+    except Exception:  # compact copies such a layer as it is
+        if not axes:
+            yield lambda: copy_object(layer), ()
+        return
+    same_number = tuple(
+        key
+        for key, value in config.items()
+        if type(value) is int and value == count and count > 1
+    )
+    for entries in ((), same_number):
+        changed = {**config, **dict.fromkeys(entries, fewer)}
+        yield functools.partial(type(layer).from_config, changed), entries

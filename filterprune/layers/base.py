@@ -111,6 +111,12 @@ class Masked(keras.layers.Wrapper):
         )
         self.built = True
 
+    def __call__(self, *args, **kwargs):
+        first = _arguments(self.layer)[0]  # by whatever name `layer` knows it
+        if not args and first in kwargs:
+            args = (kwargs.pop(first),)
+        return super().__call__(*args, **kwargs)
+
     @property
     def alive(self) -> int:
         """How many gates are open."""

@@ -134,6 +134,10 @@ class NoConfig(layers.Layer):
         return self.function(x)
 
 
+def by_clone(model):
+    return keras.models.clone_model(model, clone_function=filterprune.wrap)
+
+
 def model_with(op, padding="same"):
     x = keras.Input((6, 6, 3))
     y = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(x)
@@ -207,11 +211,7 @@ class Token(layers.Layer):
 @pytest.mark.parametrize("layer", [Positions, Token])
 @pytest.mark.parametrize(
     "wrap",
-    [
-        filterprune.wrap_model,
-        lambda m: keras.models.clone_model(m, clone_function=filterprune.wrap),
-    ],
-    ids=["wrap_model", "clone_model"],
+    [filterprune.wrap_model, by_clone],
 )
 def test_what_differs_between_positions_before_a_normalisation(layer, wrap):
     x = keras.Input((16, 3))
@@ -249,8 +249,8 @@ def test_equal_layers_are_probed_once(monkeypatch):
     assert len(probed) == 1
 
 
-def compacted(model):
-    masked = filterprune.wrap_model(model)
+def compacted(model, wrap=filterprune.wrap_model):
+    masked = wrap(model)
     close_at_random(masked)
     return check_exact(masked, limit=1e-5)
 
@@ -271,6 +271,70 @@ def test_a_sum_of_two_passes_by_the_probe():
     assert filterprune.analyze(model).barriers == ()
     small = compacted(model)
     assert small.get_layer("first").filters == small.get_layer("b").filters == 4
+
+
+class Blend(layers.Layer):
+    def call(self, x, other, share=0.5):
+        return (1 - share) * x + share * other
+
+
+class BlendOfDict(layers.Layer):
+    def call(self, inputs):
+        return inputs["a"] - inputs["b"]
+
+
+class Shifted(layers.Layer):
+    """Turns zero into something else, and calls what it reads `x`."""
+
+    def build(self, input_shape):
+        self.shift = self.add_weight(shape=(input_shape[-1],), name="shift")
+
+    def call(self, x, scale=1.0):
+        return scale * x + self.shift
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b: Blend()(a, b),
+        lambda a, b: Blend()(a, b, share=0.2),
+        lambda a, b: Blend()(x=a, other=b),
+        lambda a, b: Blend()(a, other=b),
+        lambda a, b: ScaledSum()((a, b)),
+        lambda a, b: BlendOfDict()({"a": a, "b": b}),
+        lambda a, b: layers.add([LayerScale()(x=a), b]),
+        lambda a, b: layers.add([layers.Conv2D(8, 1)(inputs=a), b]),
+        lambda a, b: layers.add([layers.BatchNormalization()(inputs=a), b]),
+    ],
+)
+@pytest.mark.parametrize("wrap", [filterprune.wrap_model, by_clone])
+def test_tensors_may_be_given_in_any_way(call, wrap):
+    model = model_with(lambda x: call(x, layers.Conv2D(8, 1, name="b")(x)))
+    assert filterprune.analyze(model).barriers == ()
+    small = compacted(model, wrap)
+    assert small.get_layer("first").filters == small.get_layer("b").filters == 4
+
+
+def test_a_layer_that_no_gate_fits_keeps_its_channels():
+    small = compacted(model_with(lambda x: Shifted()(x, scale=2.0)))
+    assert small.get_layer("first").filters == 8
+    assert small.get_layer("second").filters == 2
+
+
+def test_a_gate_fits_whatever_its_layer_calls_what_it_reads():
+    assert (
+        compacted(model_with(lambda x: Shifted()(x=x))).get_layer("first").filters == 4
+    )
+
+
+def test_arguments_that_mix_are_told_from_those_that_do_not():
+    class Rolled(layers.Layer):
+        def call(self, x, by=0):
+            return ops.roll(x, by, axis=-1)
+
+    assert filterprune.analyze(model_with(lambda x: Rolled()(x))).barriers == ()
+    (barrier,) = filterprune.analyze(model_with(lambda x: Rolled()(x, by=1))).barriers
+    assert "it mixes channels" in barrier
 
 
 @pytest.mark.parametrize(
@@ -302,10 +366,15 @@ def test_a_layer_that_needs_a_gate_in_double_precision():
         keras.config.set_floatx(before)
 
 
-def test_a_layer_that_has_no_config_is_carried_along():
-    model = model_with(lambda x: NoConfig(lambda y: y - 1.0, other=object())(x))
+@pytest.mark.parametrize(
+    ("function", "filters"),
+    [(lambda y: y - 1.0, 4), (ops.relu, 4), (lambda y: ops.flip(y, -1), 8)],
+    ids=["shift", "relu", "flip"],
+)
+def test_a_layer_that_has_no_config_is_carried_along(function, filters):
+    model = model_with(lambda x: NoConfig(function, other=object())(x))
     small = compacted(model)
-    assert small.get_layer("first").filters == 8
+    assert small.get_layer("first").filters == filters
     assert small.get_layer("second").filters == 2
 
 
