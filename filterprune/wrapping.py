@@ -7,7 +7,7 @@ import keras
 
 from filterprune.channels.flow import Call, gate_of
 from filterprune.channels.groups import Analysis, needs_gate, study
-from filterprune.channels.registry import layer_rule
+from filterprune.channels.registry import known_type, layer_rule
 from filterprune.channels.trace import (
     check_model,
     copy_object,
@@ -166,7 +166,9 @@ def _needs_gate(layer) -> bool:
     shape = _input_shape(layer)
     if shape is None or not layer.built:
         cls = masked_class(type(layer))
-        if cls is not None and cls is not MaskedActivation:
+        if cls not in (None, MaskedActivation) and known_type(type(layer)) is type(
+            layer
+        ):
             return True
         shape = (None, 4)  # any will do for a layer that has no weights
     try:

@@ -18,6 +18,7 @@ import numpy as np
 
 from filterprune.channels import registry
 from filterprune.channels.activations import activation_layer
+from filterprune.channels.inheriting import why_not_remade
 from filterprune.channels.labels import Channels, LabelTable
 from filterprune.channels.trace import (
     Graph,
@@ -369,6 +370,10 @@ def apply_rule(call: Call) -> list[Channels]:
     except TypeError as error:
         raise Ambiguous(f"it is called in a way its rule does not know: {error}")
     outputs = keras.tree.flatten(function(bare, *args, **kwargs))
+    if is_layer(bare) and registry.known_type(type(bare)) is not type(bare):
+        reason = why_not_remade(bare, call.flow.binding(call).config)
+        if reason is not None:
+            raise Ambiguous(reason)
     if call.mask is None and is_layer(bare) and not _fits_a_mask(bare, call.node):
         call.gate = None  # type: ignore[assignment]
     for channels, shape in zip(outputs, call.outputs, strict=True):
@@ -417,6 +422,12 @@ def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
     """Fix all that a call reads and makes, and all labels its rule made."""
     table = call.flow.table
     call.flow.bindings.pop(id(call.op), None)
+    for step in call.flow.steps:
+        if step.call.op is call.op and step.call is not call:  # an earlier call
+            for channels in (*step.inputs, *step.outputs):
+                table.pin(
+                    channels.labels, f"goes through {describe(call.op)}: {reason}"
+                )
     call.gate = None  # type: ignore[assignment]
     call.products.clear()
     call.flow.steps[:] = [s for s in call.flow.steps if s.call is not call]

@@ -34,7 +34,8 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
     """
     outer = current()
     layer = getattr(outer.op, name)
-    if registry.layer_rule(type(layer)) is None:
+    known = registry.known_type(type(layer)) is type(layer)
+    if not known or registry.layer_rule(type(layer)) is None:
         raise Ambiguous(f"it holds {describe(layer)}, for which no rule is known")
     flow = outer.flow
     seen = _without(x, without)

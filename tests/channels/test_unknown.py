@@ -337,6 +337,22 @@ def test_arguments_that_mix_are_told_from_those_that_do_not():
     assert "it mixes channels" in barrier
 
 
+def test_one_call_that_is_a_barrier_fixes_the_other_calls_of_its_layer():
+    class RolledScale(LayerScale):
+        def call(self, x, by=0):
+            return ops.roll(x * self.gamma, by, axis=-1)
+
+    layer = RolledScale(name="mine")
+
+    def op(x):
+        y = layers.Conv2D(8, 1, name="b")(layer(x))
+        return layer(layers.Conv2D(8, 1, name="c")(y), by=1)
+
+    small = compacted(model_with(op))
+    for name, filters in (("first", 8), ("b", 4), ("c", 8), ("second", 2)):
+        assert small.get_layer(name).filters == filters
+
+
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
@@ -441,6 +457,104 @@ def test_a_subclass_of_a_known_layer_must_opt_in():
     model = model_with(lambda x: MyConv(8, 1, name="mine")(x))
     assert "`mine`" in filterprune.analyze(model).barriers[0]
     assert compacted(model).get_layer("mine").filters == 8
+
+
+class SameConv(layers.Conv2D):
+    """A constructor and a helper of its own, and nothing else."""
+
+    def __init__(self, filters, kernel_size=3, padding="same", **kwargs):
+        super().__init__(filters, kernel_size, padding=padding, **kwargs)
+
+    def describe(self):
+        return f"{self.filters} filters"
+
+
+class FixedConv(layers.Conv2D):
+    """Cannot be made from its own config."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, 3, padding="same", **kwargs)
+
+
+class EvenConv(SameConv):
+    """Rounds the number of filters."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters + filters % 2, **kwargs)
+
+
+class NoBiasConv(SameConv):
+    """Its config says `use_bias`, and its constructor does not listen."""
+
+    def __init__(self, filters, use_bias=False, **kwargs):
+        super().__init__(filters, use_bias=False, **kwargs)
+
+
+class OwnNorm(layers.LayerNormalization):
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(epsilon=epsilon, **kwargs)
+
+
+class OwnBatch(layers.BatchNormalization):
+    def __init__(self, momentum=0.9, **kwargs):
+        super().__init__(momentum=momentum, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [filterprune.wrap_model, by_clone])
+def test_a_subclass_that_computes_what_its_parent_does_follows_its_rule(wrap):
+    def op(x):
+        y = SameConv(8, name="mine")(OwnBatch()(x))
+        y = OwnNorm()(layers.Conv2D(8, 1)(y))
+        return SameConv(8, groups=8, name="depthwise")(y)
+
+    model = model_with(op)
+    assert filterprune.analyze(model).barriers == ()
+    small = compacted(model, wrap)
+    for name in ("first", "mine", "depthwise"):
+        assert small.get_layer(name).filters == 4
+    assert type(small.get_layer("mine")) is SameConv
+
+
+@pytest.mark.parametrize("cls", [FixedConv, EvenConv, NoBiasConv])
+@pytest.mark.parametrize("wrap", [filterprune.wrap_model, by_clone])
+def test_a_subclass_that_cannot_be_made_smaller_stays(cls, wrap):
+    model = model_with(lambda x: cls(8, name="mine")(x))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "cannot be made from its config with other sizes" in barrier
+    small = compacted(model, wrap)
+    assert small.get_layer("mine").filters == small.get_layer("first").filters == 8
+    assert small.get_layer("second").filters == 2
+
+
+def test_a_layer_whose_method_was_replaced_is_a_barrier():
+    mine = SameConv(8, name="mine")
+    mine.call = lambda x: ops.flip(SameConv.call(mine, x), -1)
+    (barrier,) = filterprune.analyze(model_with(mine)).barriers
+    assert "`call` of this SameConv (a Conv2D) was replaced" in barrier
+
+
+def test_what_a_subclass_may_have_of_its_own():
+    class WithProperty(layers.Conv2D):
+        strides = property(lambda self: (1, 1), lambda self, value: None)
+
+    class WithMethod(layers.Conv2D):
+        def convolution_op(self, inputs, kernel):
+            return super().convolution_op(inputs, -kernel)
+
+    class Mixin:
+        def compute_output_shape(self, shape):
+            return shape
+
+    class Mixed(layers.Conv2D, Mixin):
+        pass
+
+    class MixedFirst(Mixin, layers.Conv2D):
+        pass
+
+    assert registry.known_type(SameConv) is layers.Conv2D
+    assert registry.known_type(EvenConv) is layers.Conv2D
+    for cls in (WithProperty, WithMethod, Mixed, MixedFirst):
+        assert registry.known_type(cls) is cls
 
 
 def test_a_rule_needs_a_class():
