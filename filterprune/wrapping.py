@@ -7,7 +7,7 @@ import keras
 
 from filterprune.channels.flow import Call, gate_of
 from filterprune.channels.groups import Analysis, needs_gate, study
-from filterprune.channels.registry import layer_rule
+from filterprune.channels.registry import known_type, layer_rule
 from filterprune.channels.trace import (
     check_model,
     copy_object,
@@ -166,7 +166,8 @@ def _needs_gate(layer) -> bool:
         return False
     shape = _input_shape(layer)
     if shape is None or not layer.built:
-        if masked_class(type(layer)) not in (None, MaskedActivation):
+        cls, own = masked_class(type(layer)), type(layer)
+        if cls not in (None, MaskedActivation) and known_type(own) is own:
             return True
         shape = (None, 4)  # any will do for a layer that has no weights
     try:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import keras
 import numpy as np
+
+from filterprune.channels.trace import copy_object, is_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +49,16 @@ def examine(function) -> ActivationFacts:
     Returns:
         `ActivationFacts`. A function counts as element-wise if changing any
         one of several elements, in each of several random arrays, changes
-        that element alone.
+        that element alone. A layer with weights, such as `PReLU`, does not
+        count: nothing says what runs along their axes.
     """
     name = getattr(function, "__name__", type(function).__name__)
+    if is_layer(function):  # which calling would build for the shape tried here
+        function = copy_object(function)
+        if not function.weights:
+            function(keras.ops.zeros((1, 4, 6)))
+        if function.weights:
+            return ActivationFacts(name, False, False)
 
     def run(array):
         result = function(keras.ops.convert_to_tensor(array.astype("float32")))
@@ -72,3 +82,12 @@ def examine(function) -> ActivationFacts:
 
 
 _cached = functools.lru_cache(maxsize=256)(examine)
+
+
+def activation_layer(op):
+    """The layer with state that `op` has for an activation function, or None."""
+    function: Any = getattr(op, "activation", None)
+    is_keras = type(op).__module__.split(".", 1)[0] == "keras"
+    if is_keras and is_layer(function) and function.variables:
+        return function if "activation" in op.get_config() else None
+    return None

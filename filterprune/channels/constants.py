@@ -49,23 +49,31 @@ def _arguments(call, x: Channels, array) -> list:
     ]
 
 
-def _numpy(tensor) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(tensor), "float64")
-
-
 def largest_at_zero(call, x: Channels) -> float:
     """The largest value that the bare operation makes of zero."""
     zeros = np.zeros((1,) * x.ndim)
-    return float(np.abs(_numpy(call.run(*_arguments(call, x, zeros)))).max())
+    return float(np.abs(call.run(*_arguments(call, x, zeros))).max())
 
 
 def run_elementwise(call, x: Channels, value: np.ndarray) -> np.ndarray:
     filled = np.where(np.isnan(value), 1.0, value)
-    result = _numpy(call.run(*_arguments(call, x, filled)))
+    result = call.run(*_arguments(call, x, filled))
     return np.where(np.isnan(value) | ~np.isfinite(result), np.nan, result)
 
 
-def run_constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarray:
+def any_weights(layer) -> list[tuple]:
+    """Pairs of a weight and what it might as well be: positive, all different."""
+    rng = np.random.default_rng(0)
+    return [
+        (weight, rng.uniform(0.5, 1.5, tuple(weight.shape)))
+        for weight in layer.weights
+        if "float" in weight.dtype
+    ]
+
+
+def run_constant_map(
+    call, x, vector, axis, to, repeat, elementwise, weights=()
+) -> np.ndarray:
     """What the real layer makes of channels that are constant over the map."""
     if np.isnan(vector).all():
         return np.full(vector.size * repeat, np.nan)
@@ -77,7 +85,7 @@ def run_constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarr
             shape = [size if n is None else n for n in x.shape]
         shape[0], shape[axis] = 1, vector.size
         try:
-            rows = _run_map(call, x, vector, axis, to, shape)
+            rows = _run_map(call, x, vector, axis, to, shape, weights)
         except Exception:
             if size == UNKNOWN_SIZES[-1]:
                 raise
@@ -90,11 +98,11 @@ def run_constant_map(call, x, vector, axis, to, repeat, elementwise) -> np.ndarr
     return np.where(_is_even(rows) & ~unknown, rows[0], np.nan)
 
 
-def _run_map(call, x, vector, axis, to, shape) -> np.ndarray:
+def _run_map(call, x, vector, axis, to, shape, weights) -> np.ndarray:
     """The outputs at all positions, `(positions, channels)`."""
     filled = np.where(np.isnan(vector), 0.0, vector)
     array = np.broadcast_to(spread(filled, x.ndim, axis), shape)
-    result = _numpy(call.run(*_arguments(call, x, array)))
+    result = call.run(*_arguments(call, x, array), weights=weights)
     return np.moveaxis(result, to, -1).reshape(-1, result.shape[to])
 
 

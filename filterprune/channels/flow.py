@@ -17,13 +17,17 @@ import keras
 import numpy as np
 
 from filterprune.channels import registry
+from filterprune.channels.activations import activation_layer
+from filterprune.channels.inheriting import why_not_remade
 from filterprune.channels.labels import Channels, LabelTable
 from filterprune.channels.trace import (
     Graph,
     Node,
+    copy_object,
     is_graph,
     is_keras_operation,
     is_layer,
+    takes_training,
     trace,
     without_mask,
 )
@@ -87,6 +91,8 @@ class Call:
         products: names of weights that are multiplied, and at how many
             positions of a sample.
         holder: the call of the layer that this one is held by, or None.
+        training: whether the graph itself asks for training mode, as in
+            `BatchNormalization()(x, training=True)`.
     """
 
     flow: "Flow"
@@ -98,6 +104,7 @@ class Call:
     gate: Gate = None  # type: ignore[assignment]  # None if it has none
     products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     holder: "Call | None" = None
+    training: bool = False
 
     @property
     def outputs(self) -> tuple[tuple, ...]:
@@ -109,11 +116,28 @@ class Call:
         """What was called: the masked layer if there is one."""
         return self.op if self.mask is None else self.mask
 
-    def run(self, *arrays):
-        """Run the bare operation with arrays in place of its tensors."""
+    def run(self, *arrays, weights=()) -> np.ndarray:
+        """Run the bare operation with arrays in place of its tensors.
+
+        Its state is left as it was. Where the graph asks for training mode,
+        `predict` and `model(x, training=False)` overrule it: what differs in
+        inference mode is unknown (NaN).
+
+        Args:
+            *arrays: one for each of the call's tensors.
+            weights: pairs of a variable and the value to run with.
+        """
         tensors = {id(t): a for t, a in zip(self.node.inputs, arrays, strict=True)}
         args, kwargs = self.node.fill(tensors)
-        return self.op(*args, **kwargs)
+        kwargs.pop("training", None)
+        modes = [{"training": True}, {"training": False}] if self.training else [{}]
+        results = []
+        for mode in modes:
+            with keras.StatelessScope(list(weights)):
+                output = self.op(*args, **kwargs, **mode)
+            array = keras.ops.convert_to_numpy(output)
+            results.append(np.asarray(array, "float64"))
+        return np.where(results[0] == results[-1], results[0], np.nan)
 
     def move(self, *arrays):
         """Run a mover of data on integers, whatever the layer's dtype."""
@@ -221,7 +245,7 @@ def flow(model) -> Flow:
         result.pinned(tensor.shape, f"comes from the input `{tensor.name}`")
         for tensor in graph.inputs
     ]
-    outputs = _visit_graph(result, graph, inputs, prefix="")
+    outputs = _visit_graph(result, graph, inputs, prefix="", training=False)
     for channels, name in zip(outputs, graph.output_names, strict=True):
         result.table.pin(channels.labels, f"reaches the output `{name}`", first=True)
     _keep_rectangular(result)
@@ -242,7 +266,7 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
     Raises:
         ValueError: if the layer's outputs cannot be gated.
     """
-    x = keras.KerasTensor(input_shape)
+    x = keras.KerasTensor(input_shape, dtype=layer.compute_dtype)
     y = keras.KerasTensor(layer.compute_output_spec(x).shape)
     result = Flow(layer)
     inputs = (result.pinned(x.shape, "an input"),)
@@ -257,13 +281,17 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
     return call.gate
 
 
-def _visit_graph(result: Flow, graph: Graph, inputs, prefix: str) -> list[Channels]:
+def _visit_graph(
+    result: Flow, graph: Graph, inputs, prefix: str, training: bool
+) -> list[Channels]:
     result.graphs.setdefault(id(graph.model), graph)
     known = dict(zip(map(id, graph.inputs), inputs, strict=True))
     for node in graph.nodes:
         channels = [known[id(tensor)] for tensor in node.inputs]
         for tensor, value in zip(
-            node.outputs, _visit(result, node, channels, prefix), strict=True
+            node.outputs,
+            _visit(result, node, channels, prefix, training),
+            strict=True,
         ):
             known[id(tensor)] = value
             result.vectors.append(value)
@@ -274,16 +302,21 @@ def _visit_graph(result: Flow, graph: Graph, inputs, prefix: str) -> list[Channe
     return [known[id(tensor)] for tensor in graph.outputs]
 
 
-def _visit(result: Flow, node: Node, inputs, prefix: str) -> list[Channels]:
+def _visit(
+    result: Flow, node: Node, inputs, prefix: str, training: bool
+) -> list[Channels]:
     op = node.op
     path = prefix + op.name
+    # That of a nested model overrules those of the layers in it.
+    training = training or bool(node.kwargs.get("training"))
     if is_graph(op):
         graph = result.graphs.get(id(op)) or trace(op)
         if len(graph.inputs) == len(inputs):
-            return _visit_graph(result, graph, inputs, prefix=path + "/")
+            return _visit_graph(result, graph, inputs, path + "/", training)
     mask = op if getattr(type(op), "masks_channels", False) else None
     bare = op.layer if mask is not None else op
     call = Call(result, bare, mask, node, path, tuple(inputs))
+    call.training = training and takes_training(bare)
     result.calls.append(call)
     mark = result.table.count
     with calling(call):
@@ -294,9 +327,18 @@ def _visit(result: Flow, node: Node, inputs, prefix: str) -> list[Channels]:
         except Exception as error:
             reason = f"its rule failed with {type(error).__name__}: {error}"
             outputs = _barrier(call, reason, mark)
+    _carry_activation(call)
     if call.gate is not None:
         outputs = [_gated(call, outputs[0])]
     return outputs
+
+
+def _carry_activation(call: Call) -> None:
+    """Let an activation that has weights come along: its config has none."""
+    activation = activation_layer(call.op)
+    if activation is not None:
+        config = call.flow.binding(call).config
+        config["activation"] = lambda survivors: copy_object(activation)
 
 
 def apply_rule(call: Call) -> list[Channels]:
@@ -322,14 +364,47 @@ def apply_rule(call: Call) -> list[Channels]:
         raise Ambiguous(f"it is quantized ({bare.quantization_mode})")
     if getattr(bare, "lora_enabled", False):
         raise Ambiguous("it has LoRA weights; merge them first")
+    if is_layer(bare) and function is not registry.unknown_rule():
+        args, kwargs = _in_order(bare, args, kwargs)
     try:
         inspect.signature(function).bind(bare, *args, **kwargs)
     except TypeError as error:
         raise Ambiguous(f"it is called in a way its rule does not know: {error}")
     outputs = keras.tree.flatten(function(bare, *args, **kwargs))
+    if is_layer(bare) and registry.known_type(type(bare)) is not type(bare):
+        reason = why_not_remade(bare, call.flow.binding(call).config)
+        if reason is not None:
+            raise Ambiguous(reason)
+    if call.mask is None and is_layer(bare) and not _fits_a_mask(bare, call.node):
+        call.gate = None  # type: ignore[assignment]
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
     return outputs
+
+
+def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
+    """Arguments with tensors in their places: rules name their own parameters."""
+    names = list(inspect.signature(layer.call).parameters)
+    given = list(args)
+    for name in names[len(args) :]:
+        if not any(
+            isinstance(x, Channels) for x in keras.tree.flatten(kwargs.get(name))
+        ):
+            break
+        if name == "mask":
+            break
+        given.append(kwargs[name])
+    placed = names[len(args) : len(given)]
+    return tuple(given), {k: v for k, v in kwargs.items() if k not in placed}
+
+
+def _fits_a_mask(layer, node: Node) -> bool:
+    """Whether a masked layer can be called as its layer is here."""
+    first = next(iter(inspect.signature(layer.call).parameters), None)
+    return len(node.args) + (first in node.kwargs) == 1 and not any(
+        value is not None and key not in (first, "training", "mask")
+        for key, value in node.kwargs.items()
+    )
 
 
 def _check_labels(call: Call, channels: Channels, shape) -> None:
@@ -348,6 +423,12 @@ def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
     """Fix all that a call reads and makes, and all labels its rule made."""
     table = call.flow.table
     call.flow.bindings.pop(id(call.op), None)
+    for step in call.flow.steps:
+        if step.call.op is call.op and step.call is not call:  # an earlier call
+            for channels in (*step.inputs, *step.outputs):
+                table.pin(
+                    channels.labels, f"goes through {describe(call.op)}: {reason}"
+                )
     call.gate = None  # type: ignore[assignment]
     call.products.clear()
     call.flow.steps[:] = [s for s in call.flow.steps if s.call is not call]

@@ -14,7 +14,7 @@ from filterprune.channels.flow import (
     describe,
 )
 from filterprune.channels.labels import Channels, fit
-from filterprune.channels.trace import Node
+from filterprune.channels.trace import Node, takes_training
 
 
 def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channels:
@@ -34,7 +34,8 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
     """
     outer = current()
     layer = getattr(outer.op, name)
-    if registry.layer_rule(type(layer)) is None:
+    known = registry.known_type(type(layer)) is type(layer)
+    if not known or registry.layer_rule(type(layer)) is None:
         raise Ambiguous(f"it holds {describe(layer)}, for which no rule is known")
     flow = outer.flow
     seen = _without(x, without)
@@ -42,6 +43,7 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
     given = layer.compute_output_spec(taken)
     node = Node(layer, (taken,), {}, (taken,), (given,))
     inner = Call(flow, layer, None, node, outer.path, (seen,), holder=outer)
+    inner.training = outer.training and takes_training(layer)
     mark = len(flow.steps)
     if without is not None:
         inner.step([x], [seen], lambda valuation, v: [_one(v[0], without)])

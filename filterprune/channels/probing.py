@@ -6,14 +6,21 @@ several random points: if an output channel depended on another input channel,
 one of the groups would hold the one and not the other. Then a copy with half
 of the channels is built, by slicing weights and config, and must give half of
 the outputs. A layer that fails, or hides other layers, is a barrier.
+
+All of this is done with the weights that the layer has and with random ones: a
+gain that is zero when training starts hides what it will let through.
 """
 
 import dataclasses
+import functools
+import weakref
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 
-from filterprune.channels.trace import parts_of
+from filterprune.channels.likeness import likeness, likeness_of_arguments
+from filterprune.channels.trace import Node, copy_object, parts_of, without_mask
 
 _POINTS = 3
 _OPEN = 6
@@ -38,29 +45,50 @@ class Finding:
     keeps_zero: bool = False
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Trial:
+    """Inputs and weights to run a layer with.
+
+    Attributes:
+        point: an array for each input.
+        weights: an array for each weight; `None` for those that the layer has.
+        nan: whether outputs may be no numbers, as roots of negative weights are.
+    """
+
+    point: list
+    weights: list | None = None
+    nan: bool = False
+
+
 _FOUND: dict[tuple, Finding] = {}
+# What was found of layers of which nothing tells that another is alike.
+_FOUND_OF: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def probe(layer, shapes, dtypes, axis: int) -> Finding:
+def probe(layer, node: Node, axis: int, training: bool = False) -> Finding:
     """Find out by running it whether a layer works on each channel alone.
 
     Args:
         layer: a built layer.
-        shapes: the static shape of each of its inputs; all have the channels
-            of the output along `axis`.
-        dtypes: the dtype of each input.
+        node: a call of it; all its tensors have the channels of the output
+            along `axis`.
         axis: the axis of channels.
+        training: whether it is called in training mode whatever the model is.
 
     Returns:
         A `Finding`. The layer is not changed.
     """
-    key = _key(layer, shapes, dtypes, axis)
-    if key not in _FOUND:
+    alike, tells_all = likeness(layer)
+    weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
+    arguments, tell_all = likeness_of_arguments(node)
+    key = (alike, weights, arguments, axis, training)
+    known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
+    if key not in known:
         try:
-            _FOUND[key] = _probe(layer, shapes, dtypes, axis)
+            known[key] = _probe(layer, node, axis, training)
         except Exception as error:
-            _FOUND[key] = Finding(f"it cannot be run on its own: {error}")
-    return _FOUND[key]
+            known[key] = Finding(f"it cannot be run on its own: {error}")
+    return known[key]
 
 
 def hidden_layers(layer) -> str | None:
@@ -74,22 +102,14 @@ def hidden_layers(layer) -> str | None:
     )
 
 
-def _key(layer, shapes, dtypes, axis) -> tuple:
-    """What layers have in common that need to be probed only once."""
-    try:
-        config = {k: v for k, v in layer.get_config().items() if k != "name"}
-        described = repr(config)
-    except Exception:
-        described = str(id(layer))
-    weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
-    return type(layer), described, weights, tuple(shapes), tuple(dtypes), axis
-
-
-def _probe(layer, shapes, dtypes, axis) -> Finding:
+def _probe(layer, node, axis, training) -> Finding:
     hidden = hidden_layers(layer)
     if hidden is not None:
         return Finding(hidden)
-    sizes = [tuple(_OPEN if n is None else n for n in shape[1:]) for shape in shapes]
+    sizes = [
+        tuple(_OPEN if n is None else n for n in tensor.shape[1:])
+        for tensor in node.inputs
+    ]
     if sum(np.prod(size) for size in sizes) > _MOST:
         return Finding("it is too large to be probed")
     rng = np.random.default_rng(0)
@@ -97,53 +117,80 @@ def _probe(layer, shapes, dtypes, axis) -> Finding:
         [rng.normal(0, scale, (2, *size)) for size in sizes]
         for scale in np.geomspace(0.3, 3, _POINTS)
     ]
-    count = points[0][0].shape[axis]
-    runs = [False] + [True] * _is_steady(layer, points[0], dtypes)
-    for training in runs:
-        for point in points:
-            if not _is_channelwise(layer, point, dtypes, axis, rng, training):
-                return Finding("it mixes channels")
-    keeps_zero = _keeps_zero(layer, points[0], dtypes, rng)
-    return _without_half(layer, points, dtypes, axis, count, rng, keeps_zero)
-
-
-def _keeps_zero(layer, point, dtypes, rng) -> bool:
-    zeros = [np.zeros_like(array) for array in point]
-    for _ in range(2):
-        weights = [
-            rng.normal(1, 0.3, tuple(weight.shape))
-            if "float" in weight.dtype
-            else weight
-            for weight in layer.weights
+    trials = [_Trial(point) for point in points]
+    if layer.weights:
+        middle = points[_POINTS // 2]
+        trials += [
+            _Trial(middle, _values(layer, draw), nan=low < 0)
+            for low, draw in (
+                (0, lambda shape: rng.uniform(0.5, 1.5, shape)),
+                (-1, lambda shape: rng.uniform(-1.5, -0.5, shape)),
+                (-1, lambda shape: rng.normal(0, 1, shape)),
+            )
         ]
-        if _run(layer, zeros, dtypes, weights).any():
-            return False
-    return True
+    count = points[0][0].shape[axis]
+    steady = _is_steady(layer, node, points[0])
+    if training and not steady:
+        return Finding("it is called in training mode, where it is random")
+    for mode in [False] + [True] * steady:
+        for trial in trials:
+            if not _is_channelwise(layer, node, trial, axis, rng, mode):
+                return Finding("it mixes channels")
+    keeps_zero = _keeps_zero(layer, node, points[0], rng)
+    return _without_half(layer, node, trials, axis, count, rng, keeps_zero)
 
 
-def _run(layer, arrays, dtypes, weights=None, **kwargs) -> np.ndarray:
+def _values(layer, draw) -> list:
+    """Random values for a layer's weights; integers, such as indices, stay."""
+    return [
+        draw(tuple(weight.shape))
+        if "float" in weight.dtype
+        else keras.ops.convert_to_numpy(weight)
+        for weight in layer.weights
+    ]
+
+
+def _keeps_zero(layer, node, point, rng) -> bool:
+    zeros = [np.zeros_like(array) for array in point]
+    return not any(
+        _run(layer, node, zeros, _values(layer, draw)).any()
+        for draw in [lambda shape: rng.normal(1, 0.3, shape)] * 2
+    )
+
+
+def _filled(node, arrays) -> tuple[tuple, dict]:
+    """The arguments of a call with arrays in place of its tensors."""
+    tensors = {
+        id(tensor): keras.ops.cast(array, tensor.dtype)
+        for tensor, array in zip(node.inputs, arrays, strict=True)
+    }
+    args, kwargs = node.fill(tensors)
+    return args, {key: value for key, value in kwargs.items() if key != "training"}
+
+
+def _run(layer, node, arrays, weights=None, **mode) -> np.ndarray:
     """The layer's one output; its state is left as it was."""
-    tensors = [keras.ops.cast(a, d) for a, d in zip(arrays, dtypes, strict=True)]
-    inputs = tensors[0] if len(tensors) == 1 else tensors
+    args, kwargs = _filled(node, arrays)
     with keras.StatelessScope(
         list(zip(layer.weights, weights or layer.weights, strict=True))
     ):
-        output = layer.call(inputs, **kwargs)
+        output = layer.call(*args, **without_mask(layer, kwargs), **mode)
     return np.asarray(keras.ops.convert_to_numpy(output), "float64")
 
 
-def _is_steady(layer, arrays, dtypes) -> bool:
+def _is_steady(layer, node, arrays) -> bool:
     """Whether the layer can be run in training mode with equal results twice."""
     try:
-        first, second = (_run(layer, arrays, dtypes, training=True) for _ in range(2))
+        first, second = (_run(layer, node, arrays, training=True) for _ in range(2))
     except Exception:
         return False
     return np.array_equal(first, second)
 
 
-def _is_channelwise(layer, point, dtypes, axis, rng, training) -> bool:
-    kwargs = {"training": True} if training else {}
-    base = _run(layer, point, dtypes, **kwargs)
+def _is_channelwise(layer, node, trial, axis, rng, training) -> bool:
+    mode = {"training": True} if training else {}
+    point = trial.point
+    base = _run(layer, node, point, trial.weights, **mode)
     count = point[0].shape[axis]
     if base.shape != point[0].shape and (
         base.ndim != point[0].ndim or base.shape[axis] != count
@@ -157,13 +204,16 @@ def _is_channelwise(layer, point, dtypes, axis, rng, training) -> bool:
             for array in moved:
                 part = np.moveaxis(array, axis, -1)
                 part[..., chosen] += rng.normal(0, 2, part[..., chosen].shape)
-            change = _run(layer, moved, dtypes, **kwargs) != base
+            result = _run(layer, node, moved, trial.weights, **mode)
+            change = result != base
+            if trial.nan:
+                change &= ~(np.isnan(result) & np.isnan(base))
             if np.moveaxis(change, axis, -1)[..., ~chosen].any():
                 return False
     return True
 
 
-def _without_half(layer, points, dtypes, axis, count, rng, keeps_zero) -> Finding:
+def _without_half(layer, node, trials, axis, count, rng, keeps_zero) -> Finding:
     """Build the layer with half of the channels and compare."""
     axes = []
     for number, weight in enumerate(layer.weights):
@@ -172,29 +222,44 @@ def _without_half(layer, points, dtypes, axis, count, rng, keeps_zero) -> Findin
             return Finding("a weight of it has several axes of that many channels")
         axes += [(number, wide[0])] if wide else []
     kept = np.sort(rng.permutation(count)[: max(count // 2, 1)])
-    config = layer.get_config()
+    for make, entries in _copies(layer, count, kept.size, axes):
+        try:
+            small = make()
+            narrow = [np.take(array, kept, axis) for array in trials[0].point]
+            args, kwargs = _filled(node, narrow)
+            small(*args, **without_mask(small, kwargs))  # builds it
+            for trial in trials:
+                values = [keras.ops.convert_to_numpy(w) for w in layer.weights]
+                values = list(trial.weights or values)
+                for number, place in axes:
+                    values[number] = np.take(values[number], kept, place)
+                small.set_weights(values)
+                narrow = [np.take(array, kept, axis) for array in trial.point]
+                expected = _run(layer, node, trial.point, trial.weights)
+                expected = np.take(expected, kept, axis)
+                received = _run(small, node, narrow)
+                if not np.allclose(received, expected, 1e-4, 1e-5, trial.nan):
+                    raise ValueError("other outputs")
+        except Exception:
+            continue
+        return Finding(None, tuple(axes), entries, keeps_zero)
+    return Finding("no copy of it with fewer channels could be built from its config")
+
+
+def _copies(layer, count: int, fewer: int, axes) -> Iterator[tuple]:
+    """How to make a copy with fewer channels, and the entries it changes."""
+    try:
+        config = layer.get_config()
+        type(layer).from_config(config)
+    except Exception:  # compact copies such a layer as it is
+        if not axes:
+            yield lambda: copy_object(layer), ()
+        return
     same_number = tuple(
         key
         for key, value in config.items()
         if type(value) is int and value == count and count > 1
     )
     for entries in ((), same_number):
-        changed = {**config, **dict.fromkeys(entries, kept.size)}
-        try:
-            small = type(layer).from_config(changed)
-            narrow = [np.take(array, kept, axis) for array in points[0]]
-            shapes = [array.shape for array in narrow]
-            small.build(shapes[0] if len(shapes) == 1 else shapes)
-            values = [keras.ops.convert_to_numpy(w) for w in layer.weights]
-            for number, place in axes:
-                values[number] = np.take(values[number], kept, place)
-            small.set_weights(values)
-            for point in points:
-                narrow = [np.take(array, kept, axis) for array in point]
-                expected = np.take(_run(layer, point, dtypes), kept, axis)
-                if not np.allclose(_run(small, narrow, dtypes), expected, 1e-4, 1e-5):
-                    raise ValueError("other outputs")
-        except Exception:
-            continue
-        return Finding(None, tuple(axes), entries, keeps_zero)
-    return Finding("no copy of it with fewer channels could be built from its config")
+        changed = {**config, **dict.fromkeys(entries, fewer)}
+        yield functools.partial(type(layer).from_config, changed), entries

@@ -1,10 +1,14 @@
 """Which rule knows which operation.
 
-A layer is looked up by its exact type: a subclass may override `call`, so it
-must opt in with a rule of its own. Operations of `keras.ops` have no public
-classes and are looked up by the name of their class.
+A layer is looked up by its type. A subclass may override `call`, and then must
+opt in with a rule of its own; one that only has a constructor and a config of
+its own computes what its parent does, and follows the parent's rule.
+Operations of `keras.ops` have no public classes and are looked up by the name
+of their class.
 """
 
+import functools
+import types
 from collections.abc import Callable
 
 _LAYER_RULES: dict[type, Callable] = {}
@@ -14,7 +18,7 @@ _OPERATION_BARRIERS: dict[str, str] = {}
 _UNKNOWN: list[Callable] = []
 
 
-def rule(*types: type) -> Callable[[Callable], Callable]:
+def rule(*classes: type) -> Callable[[Callable], Callable]:
     """Teach filterprune what a layer type does to channels.
 
     The decorated function takes the layer and the `Channels` of its tensor
@@ -22,8 +26,8 @@ def rule(*types: type) -> Callable[[Callable], Callable]:
     result of one of the verbs `mix`, `same`, `take`, `join` or `barrier`.
 
     Args:
-        *types: the layer classes the rule is for (exactly these, no
-            subclasses).
+        *classes: the layer classes the rule is for, and subclasses of them
+            that override nothing but `__init__` and `get_config`.
 
     Returns:
         A decorator that registers the function and returns it.
@@ -39,14 +43,14 @@ def rule(*types: type) -> Callable[[Callable], Callable]:
         return filterprune.channels.same(x, scale="in", gates=("scale",))
     ```
     """
-    if not types or not all(isinstance(cls, type) for cls in types):
+    if not classes or not all(isinstance(cls, type) for cls in classes):
         raise TypeError(
             "Expected `rule` to be given layer classes, as in "
-            f"`@filterprune.rule(MyLayer)`. Received: {types}"
+            f"`@filterprune.rule(MyLayer)`. Received: {classes}"
         )
 
     def register(function):
-        for cls in types:
+        for cls in classes:
             _LAYER_RULES[cls] = function
         return function
 
@@ -64,9 +68,9 @@ def operation(*names: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def known_barrier(reason: str, *types: type) -> None:
+def known_barrier(reason: str, *classes: type) -> None:
     """State why layers of these types are barriers by nature."""
-    for cls in types:
+    for cls in classes:
         _BARRIERS[cls] = reason
 
 
@@ -86,9 +90,56 @@ def unknown_rule() -> Callable:
     return _UNKNOWN[-1]
 
 
+def known_type(cls: type) -> type:
+    """The class whose rule a layer class follows: itself, or a parent.
+
+    A parent is followed if all that the subclass changes is how it is made.
+    """
+    if cls in _LAYER_RULES or cls in _BARRIERS:
+        return cls
+    for base in cls.__mro__[1:]:
+        if base in _LAYER_RULES or base in _BARRIERS:
+            return base if _computes_the_same(cls, base) else cls
+    return cls
+
+
+# What a class may have of its own without computing anything else.
+_OWN = {
+    "__init__",
+    "get_config",
+    "from_config",
+    "__module__",
+    "__doc__",
+    "__annotations__",
+    "__dict__",
+    "__weakref__",
+    "__abstractmethods__",
+}
+
+
+@functools.cache
+def _computes_the_same(cls: type, base: type) -> bool:
+    """Whether a subclass overrides nothing that its parent computes with."""
+    added = {
+        name: value
+        for part in cls.__mro__
+        if part not in base.__mro__
+        for name, value in vars(part).items()
+        if name not in _OWN
+    }
+    # What the parent does not know it does not call; a property may still stand
+    # before an attribute that it reads.
+    return not any(
+        hasattr(base, name)
+        or not isinstance(value, (types.FunctionType, staticmethod, classmethod))
+        for name, value in added.items()
+        if not (name.startswith("__") and not hasattr(base, name))
+    )
+
+
 def layer_rule(cls: type) -> Callable | None:
     """The rule for a layer class, or None."""
-    return _LAYER_RULES.get(cls)
+    return _LAYER_RULES.get(known_type(cls))
 
 
 def operation_rule(cls: type) -> Callable | None:
@@ -98,7 +149,7 @@ def operation_rule(cls: type) -> Callable | None:
 
 def barrier_reason(cls: type) -> str | None:
     """The stated reason why layers of this class are barriers, or None."""
-    return _BARRIERS.get(cls)
+    return _BARRIERS.get(known_type(cls))
 
 
 def operation_barrier_reason(cls: type) -> str | None:

@@ -172,6 +172,11 @@ def is_layer(op) -> bool:
     return isinstance(op, keras.layers.Layer)
 
 
+def takes_training(op) -> bool:
+    """Whether an operation is told apart training from inference."""
+    return is_layer(op) and "training" in inspect.signature(op.call).parameters
+
+
 def without_mask(layer, kwargs: dict) -> dict:
     """Keyword arguments without a mask that the layer takes no notice of.
 
@@ -226,8 +231,15 @@ def copy_object(layer):
     """
     memo: dict[int, Any] = {id(m): m for m in list(sys.modules.values())}
     inner = layer._flatten_layers()
+    wrappers: dict[int, dict] = {}
     for part in inner:
-        memo[id(part)] = object.__new__(type(part))
+        fresh = memo[id(part)] = _blank(type(part))
+        # Keras wraps `build` for each layer, and the wrapper builds that layer.
+        wrappers[id(part)] = {
+            name: vars(fresh)[name]
+            for name in ("build", "quantize")
+            if name in vars(fresh)
+        }
         for name in ("_inbound_nodes", "_outbound_nodes"):
             memo[id(getattr(part, name))] = []
         backend = getattr(part, "backend", None)  # a stand-in for a module
@@ -239,8 +251,17 @@ def copy_object(layer):
         for part in inner:
             fresh = memo[id(part)]
             for key, value in vars(part).items():
-                object.__setattr__(fresh, key, copy.deepcopy(value, memo))
+                if key not in wrappers[id(part)]:
+                    object.__setattr__(fresh, key, copy.deepcopy(value, memo))
     return memo[id(layer)]
+
+
+def _blank(cls):
+    """A layer that nothing was done to but what Keras does on its own."""
+    try:
+        return cls.__new__(cls)
+    except Exception:  # a class that wants arguments even there
+        return object.__new__(cls)
 
 
 def _copy_variable(variable):

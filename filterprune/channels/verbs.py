@@ -26,6 +26,7 @@ from filterprune.channels.binding import (
 )
 from filterprune.channels.constants import (
     GENERIC,
+    any_weights,
     count_positions,
     largest_at_zero,
     run_constant_map,
@@ -206,10 +207,16 @@ def same(
             return [run_elementwise(call, x, value)]
         vector = values_along(value, axis, x.size(axis))
         weighted = valuation.hypothetical and weights
-        if weighted and not (vector[~np.isnan(vector)] != 0).any():
-            result = np.repeat(vector, repeat)  # a bias: even, even at the border
-        else:
-            result = run_constant_map(call, x, vector, axis, to, repeat, elementwise)
+        zeros = not (vector[~np.isnan(vector)] != 0).any()
+        # A convolution makes its bias of zeros, even at the border.
+        even = product is not None or (elementwise and not call.training)
+        if weighted and zeros and even:
+            result = np.repeat(vector, repeat)
+        else:  # a weight may yet become different from one position to another
+            values = any_weights(call.op) if weighted else ()
+            result = run_constant_map(
+                call, x, vector, axis, to, repeat, elementwise, values
+            )
         if weighted:
             result = np.where(np.isnan(result), np.nan, GENERIC)
         valuation.changed(call, np.repeat(read, repeat), result)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from filterprune.channels.flow import gate_of
-from filterprune.channels.registry import weight_of
+from filterprune.channels.registry import known_type, weight_of
 
 _MASKED: dict[type, type["Masked"]] = {}
 
@@ -25,8 +25,8 @@ def masks(*types: type):
 
 
 def masked_class(layer_type: type) -> type["Masked"] | None:
-    """The masked layer made for a layer type, or None."""
-    return _MASKED.get(layer_type)
+    """The masked layer made for a layer type or its parent, or None."""
+    return _MASKED.get(known_type(layer_type))
 
 
 @keras.saving.register_keras_serializable("filterprune")
@@ -79,7 +79,7 @@ class Masked(keras.layers.Wrapper):
                 f"Expected a layer that is not masked yet. Received: '{layer.name}', "
                 f"which is a {type(layer).__name__} already."
             )
-        if self.wraps and type(layer) not in self.wraps:
+        if self.wraps and known_type(type(layer)) not in self.wraps:
             names = " or ".join(cls.__name__ for cls in self.wraps)
             raise TypeError(
                 f"Expected `layer` to be a {names}. Received: layer={layer!r} "
@@ -110,6 +110,12 @@ class Masked(keras.layers.Wrapper):
             name="gate", shape=(plan.size,), initializer="ones", trainable=False
         )
         self.built = True
+
+    def __call__(self, *args, **kwargs):
+        first = _arguments(self.layer)[0]  # by whatever name `layer` knows it
+        if not args and first in kwargs:
+            args = (kwargs.pop(first),)
+        return super().__call__(*args, **kwargs)
 
     @property
     def alive(self) -> int:

@@ -8,6 +8,7 @@ from keras import layers
 from filterprune.channels.trace import (
     adafactor_factors,
     check_model,
+    copy_object,
     copy_operation,
     functional_arguments,
     is_graph,
@@ -126,3 +127,14 @@ def test_functional_subclass_is_rebuilt_as_its_class():
 def test_only_models_pass_the_check():
     with pytest.raises(TypeError, match="Keras model"):
         check_model(layers.Dense(1))
+
+
+def test_a_copy_that_is_built_leaves_the_original_unbuilt():
+    """Keras wraps `build` for each layer: the wrapper must not be copied."""
+    layer = keras.layers.PReLU()
+    copied = copy_object(layer)
+    copied(np.zeros((1, 4)))
+    assert copied.built and len(copied.weights) == 1
+    assert not layer.built and not layer.weights
+    layer(np.zeros((1, 7)))
+    assert copied.alpha.shape == (4,) and layer.alpha.shape == (7,)

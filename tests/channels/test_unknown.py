@@ -7,7 +7,7 @@ from exactness import assert_equal, check_exact, close_at_random, randomise, to_
 from keras import layers, ops
 
 import filterprune
-from filterprune.channels import registry
+from filterprune.channels import probing, registry
 
 
 class LayerScale(layers.Layer):
@@ -42,6 +42,43 @@ class Affine(LayerScale):
 
     def call(self, x):
         return x * self.gamma + self.beta
+
+
+class Attention(layers.Layer):
+    """Mixes channels once its gain, zero at first, has been trained."""
+
+    gain = "zeros"
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(), initializer=self.gain, name="gamma")
+
+    def call(self, x):
+        return x + self.gamma * ops.mean(x, axis=-1, keepdims=True)
+
+
+class FaintAttention(Attention):
+    """Its gain is too small to show in most numbers."""
+
+    gain = keras.initializers.Constant(1e-9)
+
+
+class NegativeAttention(Attention):
+    """Mixes channels for a negative gain only."""
+
+    def call(self, x):
+        return x + ops.relu(-self.gamma) * ops.mean(x, axis=-1, keepdims=True)
+
+
+class OwnBatchNorm(layers.Layer):
+    """Has a weight that must not be negative."""
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.gamma = self.add_weight(shape=shape, initializer="ones")
+        self.spread = self.add_weight(shape=shape, initializer="ones", name="variance")
+
+    def call(self, x):
+        return x * self.gamma / ops.sqrt(self.spread)
 
 
 class StochasticDepth(layers.Layer):
@@ -97,6 +134,10 @@ class NoConfig(layers.Layer):
         return self.function(x)
 
 
+def by_clone(model):
+    return keras.models.clone_model(model, clone_function=filterprune.wrap)
+
+
 def model_with(op, padding="same"):
     x = keras.Input((6, 6, 3))
     y = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(x)
@@ -106,15 +147,117 @@ def model_with(op, padding="same"):
     return randomise(keras.Model(x, layers.Dense(2, name="head")(y)))
 
 
-def compacted(model):
-    masked = filterprune.wrap_model(model)
+def test_weights_that_hide_mixing_do_not_vouch_for_those_to_come():
+    """A gain of zero is what training starts with, not what it ends with."""
+    for layer in (Attention, FaintAttention):
+        x = keras.Input((6, 6, 3))
+        y = layer(name="mine")(layers.Conv2D(8, 3)(x))
+        model = keras.Model(x, layers.Conv2D(2, 1)(y))
+        (barrier,) = filterprune.analyze(model).barriers
+        assert "`mine`" in barrier and "it mixes channels" in barrier
+
+
+class Mode(layers.Layer):
+    """Forgets its argument when it is asked for its config."""
+
+    def __init__(self, mode="plain", **kwargs):
+        super().__init__(**kwargs)
+        self.mode = mode
+
+    def call(self, x):
+        return x * 1.5 if self._mode() == "plain" else ops.roll(x, 1, -1) + x
+
+    def _mode(self):
+        return self.mode
+
+    def get_config(self):
+        return super().get_config()
+
+
+class HiddenMode(Mode):
+    """Its mode is an object that nothing can be told of."""
+
+    def __init__(self, mode="plain", **kwargs):
+        super().__init__(**kwargs)
+        self.mode = lambda: mode
+
+    def _mode(self):
+        return self.mode()
+
+
+class Positions(layers.Layer):
+    """Adds a number for each position."""
+
+    def build(self, input_shape):
+        shape = (1, *input_shape[1:])
+        self.table = self.add_weight(shape=shape, name="table")
+
+    def call(self, x):
+        return x + self.table
+
+
+class Token(layers.Layer):
+    """Puts a token in front."""
+
+    def build(self, input_shape):
+        shape = (1, 1, input_shape[-1])
+        self.token = self.add_weight(shape=shape, name="token")
+
+    def call(self, x):
+        shape = (ops.shape(x)[0], 1, x.shape[-1])
+        return ops.concatenate([ops.broadcast_to(self.token, shape), x], axis=1)
+
+
+@pytest.mark.parametrize("layer", [Positions, Token])
+@pytest.mark.parametrize(
+    "wrap",
+    [filterprune.wrap_model, by_clone],
+)
+def test_what_differs_between_positions_before_a_normalisation(layer, wrap):
+    x = keras.Input((16, 3))
+    y = z = layer()(layers.Dense(8)(x))
+    z = layers.LayerNormalization()(z)
+    z = layers.Dense(8)(layers.Dense(12, activation="gelu", name="inner")(z))
+    model = keras.Model(x, layers.Dense(2)(layers.add([y, z])))
+    assert filterprune.analyze(model).barriers == ()
+    masked = wrap(model)
+    filterprune.prune(masked, 0.5)
+    assert check_exact(masked).get_layer("inner").units < 12
+
+
+@pytest.mark.parametrize("cls", [Mode, HiddenMode])
+def test_a_verdict_is_not_that_of_a_layer_of_the_same_config(cls):
+    x = keras.Input((6, 6, 3))
+    y = cls("plain", name="plain")(layers.Conv2D(8, 3, padding="same")(x))
+    y = cls("mix", name="mix")(layers.Conv2D(8, 3, padding="same")(y))
+    model = keras.Model(x, layers.Conv2D(2, 1)(y))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "`mix`" in barrier and "it mixes channels" in barrier
+
+
+def test_equal_layers_are_probed_once(monkeypatch):
+    probed = []
+    real = probing._probe
+    monkeypatch.setattr(
+        probing, "_probe", lambda *args: probed.append(args) or real(*args)
+    )
+    monkeypatch.setattr(probing, "_FOUND", {})
+    x = y = keras.Input((6, 6, 8))
+    for _ in range(5):
+        y = SizedScale(8)(layers.Conv2D(8, 3, padding="same")(y))
+    filterprune.analyze(keras.Model(x, y))
+    assert len(probed) == 1
+
+
+def compacted(model, wrap=filterprune.wrap_model):
+    masked = wrap(model)
     close_at_random(masked)
     return check_exact(masked, limit=1e-5)
 
 
 @pytest.mark.parametrize(
     "layer",
-    [LayerScale(), SizedScale(8), Affine(), StochasticDepth()],
+    [LayerScale(), SizedScale(8), Affine(), StochasticDepth(), OwnBatchNorm()],
     ids=lambda layer: type(layer).__name__,
 )
 def test_a_channelwise_layer_passes_by_the_probe(layer):
@@ -130,11 +273,92 @@ def test_a_sum_of_two_passes_by_the_probe():
     assert small.get_layer("first").filters == small.get_layer("b").filters == 4
 
 
+class Blend(layers.Layer):
+    def call(self, x, other, share=0.5):
+        return (1 - share) * x + share * other
+
+
+class BlendOfDict(layers.Layer):
+    def call(self, inputs):
+        return inputs["a"] - inputs["b"]
+
+
+class Shifted(layers.Layer):
+    """Turns zero into something else, and calls what it reads `x`."""
+
+    def build(self, input_shape):
+        self.shift = self.add_weight(shape=(input_shape[-1],), name="shift")
+
+    def call(self, x, scale=1.0):
+        return scale * x + self.shift
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b: Blend()(a, b),
+        lambda a, b: Blend()(a, b, share=0.2),
+        lambda a, b: Blend()(x=a, other=b),
+        lambda a, b: Blend()(a, other=b),
+        lambda a, b: ScaledSum()((a, b)),
+        lambda a, b: BlendOfDict()({"a": a, "b": b}),
+        lambda a, b: layers.add([LayerScale()(x=a), b]),
+        lambda a, b: layers.add([layers.Conv2D(8, 1)(inputs=a), b]),
+        lambda a, b: layers.add([layers.BatchNormalization()(inputs=a), b]),
+    ],
+)
+@pytest.mark.parametrize("wrap", [filterprune.wrap_model, by_clone])
+def test_tensors_may_be_given_in_any_way(call, wrap):
+    model = model_with(lambda x: call(x, layers.Conv2D(8, 1, name="b")(x)))
+    assert filterprune.analyze(model).barriers == ()
+    small = compacted(model, wrap)
+    assert small.get_layer("first").filters == small.get_layer("b").filters == 4
+
+
+def test_a_layer_that_no_gate_fits_keeps_its_channels():
+    small = compacted(model_with(lambda x: Shifted()(x, scale=2.0)))
+    assert small.get_layer("first").filters == 8
+    assert small.get_layer("second").filters == 2
+
+
+def test_a_gate_fits_whatever_its_layer_calls_what_it_reads():
+    assert (
+        compacted(model_with(lambda x: Shifted()(x=x))).get_layer("first").filters == 4
+    )
+
+
+def test_arguments_that_mix_are_told_from_those_that_do_not():
+    class Rolled(layers.Layer):
+        def call(self, x, by=0):
+            return ops.roll(x, by, axis=-1)
+
+    assert filterprune.analyze(model_with(lambda x: Rolled()(x))).barriers == ()
+    (barrier,) = filterprune.analyze(model_with(lambda x: Rolled()(x, by=1))).barriers
+    assert "it mixes channels" in barrier
+
+
+def test_one_call_that_is_a_barrier_fixes_the_other_calls_of_its_layer():
+    class RolledScale(LayerScale):
+        def call(self, x, by=0):
+            return ops.roll(x * self.gamma, by, axis=-1)
+
+    layer = RolledScale(name="mine")
+
+    def op(x):
+        y = layers.Conv2D(8, 1, name="b")(layer(x))
+        return layer(layers.Conv2D(8, 1, name="c")(y), by=1)
+
+    small = compacted(model_with(op))
+    for name, filters in (("first", 8), ("b", 4), ("c", 8), ("second", 2)):
+        assert small.get_layer(name).filters == filters
+
+
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
         (Centre, "it mixes channels"),
         (OneNeighbour, "it mixes channels"),
+        (NegativeAttention, "it mixes channels"),
         (InTraining, "it mixes channels"),
         (Hidden, "hides Conv2D"),
     ],
@@ -149,10 +373,24 @@ def test_any_other_layer_is_a_barrier_with_a_reason(layer, words):
     assert small.get_layer("second").filters == 2
 
 
-def test_a_layer_that_has_no_config_is_carried_along():
-    model = model_with(lambda x: NoConfig(lambda y: y - 1.0, other=object())(x))
+def test_a_layer_that_needs_a_gate_in_double_precision():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        assert compacted(model_with(lambda x: Affine()(x))).get_layer("first")
+    finally:
+        keras.config.set_floatx(before)
+
+
+@pytest.mark.parametrize(
+    ("function", "filters"),
+    [(lambda y: y - 1.0, 4), (ops.relu, 4), (lambda y: ops.flip(y, -1), 8)],
+    ids=["shift", "relu", "flip"],
+)
+def test_a_layer_that_has_no_config_is_carried_along(function, filters):
+    model = model_with(lambda x: NoConfig(function, other=object())(x))
     small = compacted(model)
-    assert small.get_layer("first").filters == 8
+    assert small.get_layer("first").filters == filters
     assert small.get_layer("second").filters == 2
 
 
@@ -219,6 +457,104 @@ def test_a_subclass_of_a_known_layer_must_opt_in():
     model = model_with(lambda x: MyConv(8, 1, name="mine")(x))
     assert "`mine`" in filterprune.analyze(model).barriers[0]
     assert compacted(model).get_layer("mine").filters == 8
+
+
+class SameConv(layers.Conv2D):
+    """A constructor and a helper of its own, and nothing else."""
+
+    def __init__(self, filters, kernel_size=3, padding="same", **kwargs):
+        super().__init__(filters, kernel_size, padding=padding, **kwargs)
+
+    def describe(self):
+        return f"{self.filters} filters"
+
+
+class FixedConv(layers.Conv2D):
+    """Cannot be made from its own config."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters, 3, padding="same", **kwargs)
+
+
+class EvenConv(SameConv):
+    """Rounds the number of filters."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(filters + filters % 2, **kwargs)
+
+
+class NoBiasConv(SameConv):
+    """Its config says `use_bias`, and its constructor does not listen."""
+
+    def __init__(self, filters, use_bias=False, **kwargs):
+        super().__init__(filters, use_bias=False, **kwargs)
+
+
+class OwnNorm(layers.LayerNormalization):
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(epsilon=epsilon, **kwargs)
+
+
+class OwnBatch(layers.BatchNormalization):
+    def __init__(self, momentum=0.9, **kwargs):
+        super().__init__(momentum=momentum, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [filterprune.wrap_model, by_clone])
+def test_a_subclass_that_computes_what_its_parent_does_follows_its_rule(wrap):
+    def op(x):
+        y = SameConv(8, name="mine")(OwnBatch()(x))
+        y = OwnNorm()(layers.Conv2D(8, 1)(y))
+        return SameConv(8, groups=8, name="depthwise")(y)
+
+    model = model_with(op)
+    assert filterprune.analyze(model).barriers == ()
+    small = compacted(model, wrap)
+    for name in ("first", "mine", "depthwise"):
+        assert small.get_layer(name).filters == 4
+    assert type(small.get_layer("mine")) is SameConv
+
+
+@pytest.mark.parametrize("cls", [FixedConv, EvenConv, NoBiasConv])
+@pytest.mark.parametrize("wrap", [filterprune.wrap_model, by_clone])
+def test_a_subclass_that_cannot_be_made_smaller_stays(cls, wrap):
+    model = model_with(lambda x: cls(8, name="mine")(x))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "cannot be made from its config with other sizes" in barrier
+    small = compacted(model, wrap)
+    assert small.get_layer("mine").filters == small.get_layer("first").filters == 8
+    assert small.get_layer("second").filters == 2
+
+
+def test_a_layer_whose_method_was_replaced_is_a_barrier():
+    mine = SameConv(8, name="mine")
+    mine.call = lambda x: ops.flip(SameConv.call(mine, x), -1)
+    (barrier,) = filterprune.analyze(model_with(mine)).barriers
+    assert "`call` of this SameConv (a Conv2D) was replaced" in barrier
+
+
+def test_what_a_subclass_may_have_of_its_own():
+    class WithProperty(layers.Conv2D):
+        strides = property(lambda self: (1, 1), lambda self, value: None)
+
+    class WithMethod(layers.Conv2D):
+        def convolution_op(self, inputs, kernel):
+            return super().convolution_op(inputs, -kernel)
+
+    class Mixin:
+        def compute_output_shape(self, shape):
+            return shape
+
+    class Mixed(layers.Conv2D, Mixin):
+        pass
+
+    class MixedFirst(Mixin, layers.Conv2D):
+        pass
+
+    assert registry.known_type(SameConv) is layers.Conv2D
+    assert registry.known_type(EvenConv) is layers.Conv2D
+    for cls in (WithProperty, WithMethod, Mixed, MixedFirst):
+        assert registry.known_type(cls) is cls
 
 
 def test_a_rule_needs_a_class():

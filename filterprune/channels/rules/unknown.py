@@ -7,26 +7,25 @@ from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.probing import hidden_layers, probe
 from filterprune.channels.registry import for_unknown
+from filterprune.channels.trace import Node, without_mask
 from filterprune.channels.verbs import barrier, join_unknown, same
 
 _NO_RULE = "no rule is known for it"
 
 
 @for_unknown
-def unknown(layer, *args):
+def unknown(layer, *args, **kwargs):
     call = current()
-    xs = [x for x in keras.tree.flatten(args) if isinstance(x, Channels)]
+    xs = [x for x in keras.tree.flatten((args, kwargs)) if isinstance(x, Channels)]
     mask = call.mask
     if len(xs) == 1 and mask is not None and not varied_axes(xs[0]):
         return same(xs[0], axis=mask.axis, keeps_zero=False)
     reason = hidden_layers(layer)
     if reason is None:
-        axis, reason = _common_axis(call, args, xs)
+        axis, reason = _common_axis(call, xs)
     if reason is not None:
         return barrier(f"{_NO_RULE}, and {reason}")
-    shapes = [x.shape for x in xs]
-    dtypes = [tensor.dtype for tensor in call.node.inputs]
-    found = probe(layer, shapes, dtypes, axis)
+    found = probe(layer, _without_mask(layer, call.node), axis, call.training)
     if found.reason is not None:
         return barrier(f"{_NO_RULE}, and {found.reason}")
     specs = {
@@ -42,7 +41,7 @@ def unknown(layer, *args):
     return same(xs[0], axis=axis, keeps_zero=keeps_zero, resize=resize, bind=specs)
 
 
-def _common_axis(call, args, xs) -> tuple[int, str | None]:
+def _common_axis(call, xs) -> tuple[int, str | None]:
     """The axis of channels of all inputs and the output, or why there is none."""
     if len(call.outputs) != 1:
         return -1, "it has several outputs"
@@ -50,8 +49,6 @@ def _common_axis(call, args, xs) -> tuple[int, str | None]:
         return -1, "its input and output differ in rank"
     if any(x.shape != xs[0].shape for x in xs):
         return -1, "its inputs differ in shape"
-    if not _simple(args, len(xs)):
-        return -1, "it is called with other arguments"
     # The last of several; what differs along the others is then tied.
     axis = max([axis for x in xs for axis in varied_axes(x)], default=xs[0].ndim - 1)
     if xs[0].shape[axis] is None or call.outputs[0][axis] != xs[0].shape[axis]:
@@ -59,11 +56,9 @@ def _common_axis(call, args, xs) -> tuple[int, str | None]:
     return axis, None
 
 
-def _simple(args, count) -> bool:
-    """Whether a layer is called with one tensor, or one list of tensors."""
-    if len(args) != 1:
-        return False
-    first = args[0]
-    return isinstance(first, Channels) or (
-        isinstance(first, list) and len(first) == count
-    )
+def _without_mask(layer, node: Node) -> Node:
+    """The call without a mask that the layer takes no notice of."""
+    kwargs = without_mask(layer, node.kwargs)
+    left = {id(value) for value in keras.tree.flatten((node.args, kwargs))}
+    inputs = tuple(tensor for tensor in node.inputs if id(tensor) in left)
+    return Node(node.op, node.args, kwargs, inputs, node.outputs)

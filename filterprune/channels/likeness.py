@@ -1,0 +1,95 @@
+"""What tells one layer's behaviour from another's, apart from its weights.
+
+A config does not: many a layer's `get_config` forgets an argument. So all that
+the layer remembers is looked at, attribute by attribute.
+"""
+
+import dataclasses
+import functools
+import sys
+import types
+from collections.abc import Hashable
+from typing import Any
+
+import keras
+import numpy as np
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.ModuleType)
+# What a layer has to make or to train its weights, which are not called with.
+_SILENT = (
+    keras.initializers.Initializer,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+)
+_MOST = 2**16  # elements of an array
+
+
+def likeness(layer) -> tuple[Hashable, bool]:
+    """What layers have in common that work alike, whatever their weights.
+
+    Args:
+        layer: any layer.
+
+    Returns:
+        A hashable value, equal for two layers only if they work alike; and
+        whether it tells all. If not, it is good for this one layer only.
+    """
+    own = {k: v for k, v in vars(layer).items() if k not in _of_any_layer()}
+    opaque: list[Any] = []
+    found = (type(layer), layer.compute_dtype, layer.autocast, _describe(own, opaque))
+    return found, not opaque
+
+
+def likeness_of_arguments(node) -> tuple[Hashable, bool]:
+    """The same of the arguments of a call, whatever is in its tensors."""
+    tensors = {}
+    for place, tensor in enumerate(node.inputs):
+        what = ("a tensor", place, tuple(tensor.shape), str(tensor.dtype))
+        tensors[id(tensor)] = str(what)
+    opaque: list[Any] = []
+    return _describe(node.fill(tensors), opaque), not opaque
+
+
+@functools.cache
+def _of_any_layer() -> frozenset[str]:
+    """The attributes that Keras and its backend give to every layer."""
+    layer = keras.layers.Layer()
+    layer.weight = layer.add_weight(shape=(1,))
+    layer.parts = [1]
+    layer.build((None, 1))
+    return frozenset(vars(layer)) - {"weight", "parts"}
+
+
+def _describe(value, opaque: list) -> Hashable:
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, _SILENT):
+        return None
+    if isinstance(value, keras.Variable):
+        if "float" in value.dtype:
+            return tuple(value.shape), value.dtype
+        value = keras.ops.convert_to_numpy(value)  # indices are as good as code
+    if isinstance(value, keras.random.SeedGenerator):
+        return "a seed"
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_describe(part, opaque) for part in value)
+    if isinstance(value, dict):
+        pairs = value.items()
+        return "dict", tuple((repr(k), _describe(v, opaque)) for k, v in pairs)
+    if dataclasses.is_dataclass(value):
+        return type(value), _describe(vars(value), opaque)
+    if isinstance(value, types.FunctionType) and _is_global(value):
+        return value
+    if not isinstance(value, keras.KerasTensor) and keras.ops.is_tensor(value):
+        value = keras.ops.convert_to_numpy(value)
+    is_array = isinstance(value, (np.ndarray, np.generic))
+    if is_array and value.size <= _MOST and not value.dtype.hasobject:
+        return value.shape, str(value.dtype), value.tobytes()
+    opaque.append(value)
+    return id(value)
+
+
+def _is_global(function) -> bool:
+    """Whether a function is the one of its name in its module: no closure."""
+    module = sys.modules.get(function.__module__)
+    return getattr(module, function.__qualname__, None) is function
