@@ -44,9 +44,9 @@ def copy_layer(layer, /, **config):
         if not alike:
             raise
         return copy_object(layer)
-    if alike and not is_of_keras(type(layer)) and not _is_faithful(layer, new):
-        return copy_object(layer)
-    return new
+    if not alike or is_of_keras(type(layer)) or _is_faithful(layer, new):
+        return new
+    return copy_object(layer)
 
 
 def _config(layer) -> dict:
@@ -80,10 +80,12 @@ def _own_objects(layer, config: dict) -> dict:
 
 
 def _is_faithful(layer, new) -> bool:
-    """Whether a copy has the attributes of the layer, as far as both know them.
+    """Whether a copy has the name and attributes of the layer, as far as both do.
 
     A config that forgets an argument gives a layer with its default.
     """
+    if new.name != layer.name:
+        return False
     common = set(vars(keras.layers.Layer()))
     for old, copied in zip([layer, *parts_of(layer)], [new, *parts_of(new)]):
         for key in vars(old).keys() & vars(copied).keys() - common:

@@ -82,6 +82,42 @@ class Forgets(layers.Layer):
         return super().get_config()
 
 
+class Nameless(layers.Layer):
+    """Its config does not even tell its name."""
+
+    def call(self, x):
+        return 2 * x
+
+    def get_config(self):
+        return {}
+
+
+def test_names_that_a_config_forgets_are_kept():
+    model = convnet(Nameless(name="doubled"))
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    small = check_exact(masked)
+    assert masked.get_layer("doubled") and small.get_layer("doubled")
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnConv(layers.Conv2D):
+    def __init__(self, filters, **kwargs):
+        kwargs.setdefault("kernel_size", 3)
+        super().__init__(filters, **kwargs)
+
+
+def test_a_masked_subclass_comes_back_from_a_file(tmp_path):
+    model = convnet(OwnConv(6, activation="relu"))
+    masked = filterprune.wrap_model(model)
+    assert isinstance(masked.layers[3], filterprune.layers.MaskedConv2D)
+    close_at_random(masked)
+    masked.save(tmp_path / "masked.keras")
+    again = keras.models.load_model(tmp_path / "masked.keras")
+    assert difference(masked, again) == 0
+    assert check_exact(again).layers[3].filters == 3
+
+
 def test_arguments_that_a_config_forgets_are_kept():
     model = convnet(Forgets(3.0), Forgets(powers=(1, 2)))
     masked = filterprune.wrap_model(model)
@@ -89,6 +125,7 @@ def test_arguments_that_a_config_forgets_are_kept():
     close_at_random(masked)
     small = check_exact(masked)
     assert small.get_layer("forgets").factor == 3.0
+    assert small.layers[2].filters == 4
 
 
 OPERATIONS = {

@@ -11,6 +11,7 @@ All of this is done with the weights that the layer has and with random ones: a
 gain that is zero when training starts hides what it will let through.
 """
 
+import contextlib
 import dataclasses
 import functools
 import weakref
@@ -248,18 +249,16 @@ def _without_half(layer, node, trials, axis, count, rng, keeps_zero) -> Finding:
 
 def _copies(layer, count: int, fewer: int, axes) -> Iterator[tuple]:
     """How to make a copy with fewer channels, and the entries it changes."""
-    try:
+    with contextlib.suppress(Exception):
         config = layer.get_config()
         type(layer).from_config(config)
-    except Exception:  # compact copies such a layer as it is
-        if not axes:
-            yield lambda: copy_object(layer), ()
-        return
-    same_number = tuple(
-        key
-        for key, value in config.items()
-        if type(value) is int and value == count and count > 1
-    )
-    for entries in ((), same_number):
-        changed = {**config, **dict.fromkeys(entries, fewer)}
-        yield functools.partial(type(layer).from_config, changed), entries
+        same_number = tuple(
+            key
+            for key, value in config.items()
+            if type(value) is int and value == count and count > 1
+        )
+        for entries in ((), same_number):
+            changed = {**config, **dict.fromkeys(entries, fewer)}
+            yield functools.partial(type(layer).from_config, changed), entries
+    if not axes:  # compact copies a layer as it is where its config does not tell all
+        yield lambda: copy_object(layer), ()
