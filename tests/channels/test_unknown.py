@@ -578,3 +578,14 @@ def test_channels_that_were_spread_over_pixels(layer):
     close_at_random(masked)
     small = check_exact(masked)
     assert small.count_params() < model.count_params()
+
+
+def test_behind_a_mean_over_fewer_channels_shapes_are_known():
+    """Keras takes a product with a number to be sparse: it is a quotient instead."""
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(4, 3)(x)
+    y = y * ops.mean(y, axis=-1, keepdims=True)
+    y = layers.Flatten()(LayerScale()(y))
+    masked = filterprune.wrap_model(randomise(keras.Model(x, layers.Dense(3)(y))))
+    close_at_random(masked)
+    assert check_exact(masked).layers[1].filters == 2

@@ -65,8 +65,12 @@ def _over_channels(op, x, varied):
         return labels.size - survivors.count(labels)
 
     def mean(survivors):
-        factor = 1 - absent(survivors) / labels.size
-        return None if factor == 1 else lambda outputs: outputs * factor
+        if not absent(survivors):
+            return None
+        # A quotient: Keras takes the product of a tensor and a number to be sparse,
+        # and then loses the shape of what a layer of one's own makes of it.
+        count = labels.size / survivors.count(labels)
+        return lambda outputs: outputs / count
 
     def extreme(survivors):
         return _WITH_ZERO[name] if absent(survivors) else None
