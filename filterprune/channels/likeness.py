@@ -34,7 +34,7 @@ def likeness(layer) -> tuple[Hashable, bool]:
         A hashable value, equal for two layers only if they work alike; and
         whether it tells all. If not, it is good for this one layer only.
     """
-    own = {k: v for k, v in vars(layer).items() if k not in _of_any_layer()}
+    own = {k: v for k, v in vars(layer).items() if k not in of_any_layer()}
     opaque: list[Any] = []
     found = (type(layer), layer.compute_dtype, layer.autocast, _describe(own, opaque))
     return found, not opaque
@@ -51,7 +51,7 @@ def likeness_of_arguments(node) -> tuple[Hashable, bool]:
 
 
 @functools.cache
-def _of_any_layer() -> frozenset[str]:
+def of_any_layer() -> frozenset[str]:
     """The attributes that Keras and its backend give to every layer."""
     layer = keras.layers.Layer()
     layer.weight = layer.add_weight(shape=(1,))
