@@ -275,13 +275,15 @@ class GraphBuilder:
         if kind == "full":
             return ops.minimum(x, ops.full_like(x, 0.3))
         if kind == "blur":
-            kernel = np.ones((2, 2, channels, 1), x.dtype) / 4
+            # Not `x.dtype`: behind `ops.normalize` Keras 3.15 says float32 of float64.
+            kernel = np.ones((2, 2, channels, 1), keras.config.floatx()) / 4
             return ops.depthwise_conv(x, kernel, padding="same")
         if kind == "glu" and channels % 2 == 0:
             return ops.glu(x)
+        dtype = keras.config.floatx()
         mean, variance = np.linspace(-1, 1, channels), np.linspace(1, 2, channels)
         return ops.batch_normalization(
-            x, mean.astype(x.dtype), variance.astype(x.dtype), axis=-1
+            x, mean.astype(dtype), variance.astype(dtype), axis=-1
         )
 
     def windows(self, x):
