@@ -3,9 +3,10 @@
 from filterprune.channels import rules
 from filterprune.channels.flow import Flow, describe, flow
 from filterprune.channels.holding import hold
+from filterprune.channels.joining import join
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import rule
-from filterprune.channels.verbs import barrier, join, mix, same, take
+from filterprune.channels.verbs import barrier, mix, same, take
 
 __all__ = [
     "Channels",

@@ -3,8 +3,9 @@
 from keras import layers
 
 from filterprune.channels.binding import bind_constants
+from filterprune.channels.joining import gather
 from filterprune.channels.registry import operation, rule
-from filterprune.channels.verbs import along, channel_axis, gather, mix, same
+from filterprune.channels.verbs import along, channel_axis, mix, same
 
 
 def _even(layer) -> bool:

@@ -5,9 +5,10 @@ import functools
 import numpy as np
 from keras import layers
 
+from filterprune.channels.joining import join
 from filterprune.channels.moves import concatenate
 from filterprune.channels.registry import rule
-from filterprune.channels.verbs import join, take
+from filterprune.channels.verbs import take
 
 
 def _combine(function):

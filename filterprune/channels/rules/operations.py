@@ -7,9 +7,10 @@ import numpy as np
 
 from filterprune.channels.binding import bind_constants
 from filterprune.channels.flow import current
+from filterprune.channels.joining import constant, join
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation
-from filterprune.channels.verbs import along, barrier, constant, join, same, take
+from filterprune.channels.verbs import along, barrier, same, take
 
 
 def operands(*values):

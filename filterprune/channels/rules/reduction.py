@@ -8,10 +8,11 @@ from keras import layers
 
 from filterprune.channels.binding import bind_constants
 from filterprune.channels.flow import current
+from filterprune.channels.joining import gather, join
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import operation, rule
-from filterprune.channels.verbs import along, barrier, gather, join, same, take
+from filterprune.channels.verbs import along, barrier, same, take
 
 _REDUCTIONS = (
     *("Sum", "Mean", "Max", "Min", "Amax", "Amin", "Var", "Std", "Any", "All"),

@@ -3,12 +3,13 @@
 import keras
 
 from filterprune.channels.flow import current
+from filterprune.channels.joining import join_unknown
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.probing import hidden_layers, probe
 from filterprune.channels.registry import for_unknown
 from filterprune.channels.trace import Node, without_mask
-from filterprune.channels.verbs import barrier, join_unknown, same
+from filterprune.channels.verbs import barrier, same
 
 _NO_RULE = "no rule is known for it"
 
