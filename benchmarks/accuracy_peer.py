@@ -32,7 +32,7 @@ def conv(read, made, size, strides=1, groups=1):
         read, made, size, strides, padding=size // 2, groups=groups, bias=False
     )
     nn.init.xavier_uniform_(layer.weight)
-    return nn.Sequential(layer, nn.BatchNorm2d(made, eps=1e-3, momentum=0.01))
+    return nn.Sequential(layer, nn.BatchNorm2d(made, eps=1e-3, momentum=0.1))
 
 
 class Residual(nn.Module):

@@ -17,8 +17,13 @@ from filterprune.channels.groups import study
 # Of each of the three ways, in the normal run and in the slow one.
 COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "170"))
 MANY = 1700
-# A product along two axes whose entries are told apart, or moments over such.
-UNEXPLAINED = ("along several axes of channels", "and variance run over channels")
+# Where pixels are told apart as channels are: a product along both, and what runs
+# over pixels.
+UNEXPLAINED = (
+    "along several axes of channels",
+    "and variance run over channels",
+    "takes the channels apart",
+)
 SETTINGS = settings(
     max_examples=COUNT,
     deadline=None,
