@@ -3,11 +3,12 @@
     python benchmarks/accuracy.py [--seeds 3] [--nets resnet mobilenet] [--quick]
 
 Real images: Fashion-MNIST (Debian's package `dataset-fashion-mnist`), 20,000 to
-train on and all 10,000 test images; `--full` trains on all 60,000, `--quick` takes
-5,000 digits, one ratio and two methods, and ends with 1 if they do not differ. Every pruned net starts from the same dense one and is
-fine-tuned for as many epochs; the narrow net is trained from scratch for as many
-epochs as dense training and fine-tuning together. Each cell is written when it is
-done, and skipped when it is there: `benchmarks/results/accuracy.json`.
+train on and all 10,000 test images; `--full` trains on all 60,000. `--quick` takes
+5,000 digits, one ratio and two methods, and ends with 1 if random filters do as well.
+Every pruned net starts from the same dense one and is fine-tuned for as many epochs;
+the narrow net is trained from scratch for as many epochs as dense training and
+fine-tuning together. Each cell is written when it is done, and skipped when it is
+there: `benchmarks/results/accuracy.json`.
 """
 
 import argparse
