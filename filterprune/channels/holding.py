@@ -37,6 +37,9 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
     known = registry.known_type(type(layer)) is type(layer)
     if not known or registry.layer_rule(type(layer)) is None:
         raise Ambiguous(f"it holds {describe(layer)}, for which no rule is known")
+    own = {id(w) for w in outer.op.weights} - {id(w) for w in layer.weights}
+    if outer.training and own:
+        raise Ambiguous(f"it changes {describe(layer)} whenever it is called")
     flow = outer.flow
     seen = _without(x, without)
     taken = keras.KerasTensor(seen.shape, dtype=outer.node.inputs[0].dtype)

@@ -81,3 +81,20 @@ def test_it_moves_no_statistics_and_is_exact_in_both_modes(op, wrap):
     x = np.random.default_rng(0).normal(1, 2, (4, 6, 6, 3))
     expected, received = to_numpy(masked(x)), to_numpy(small(x))
     np.testing.assert_allclose(received, expected, 1e-4, 1e-4)
+
+
+def test_a_norm_of_the_kernel_taken_anew_in_each_call_is_a_barrier():
+    def op(x):
+        inner = layers.Conv2D(8, 1)
+        return layers.SpectralNormalization(inner, name="mine")(x, training=True)
+
+    model = model_with(op)
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "`mine`" in barrier and "whenever it is called" in barrier
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    small = filterprune.compact(masked)
+    assert small.get_layer("second").filters == 3
+    x = np.random.default_rng(0).normal(1, 2, (4, 6, 6, 3))
+    expected, received = to_numpy(masked(x)), to_numpy(small(x))
+    np.testing.assert_allclose(received, expected, 1e-4, 1e-4)
