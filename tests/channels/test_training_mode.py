@@ -73,7 +73,11 @@ def test_it_moves_no_statistics_and_is_exact_in_both_modes(op, wrap):
         close_at_random(masked)
     before = state(masked)
     filterprune.analyze(masked)
-    small = filterprune.compact(masked)
+    if wrap is by_hand:
+        with pytest.warns(filterprune.PruningWarning, match="more behind than one"):
+            small = filterprune.compact(masked)
+    else:
+        small = filterprune.compact(masked)
     for old, new in zip(before, state(masked), strict=True):
         assert_equal(new, old)
     assert small.get_layer("second").filters == 3
