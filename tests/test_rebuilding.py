@@ -266,3 +266,16 @@ def test_constants_are_as_exact_as_the_model():
     masked = builders.clone(model)
     builders.close(masked.get_layer(model.layers[1].name), 0, 2)
     assert check_exact(masked).layers[1].filters == 2
+
+
+@pytest.mark.filterwarnings("ignore::filterprune.PruningWarning")
+def test_a_layer_of_channels_that_none_makes_keeps_one():
+    """Those of a product with a matrix are one to the analysis: all or none."""
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 3)(x)
+    y = layers.BatchNormalization(name="bn")(ops.matmul(y, np.eye(4, dtype="float32")))
+    model = randomise(keras.Model(x, layers.Dense(3)(layers.Flatten()(y))))
+    for gates in ([0, 0, 0, 0], [0, 0, 1, 1]):
+        masked = builders.clone(model)
+        masked.get_layer("bn").gate.assign(gates)
+        check_exact(masked)

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 
 from filterprune.channels.labels import Channels
-from filterprune.channels.trace import is_layer
 
 # What stands for "some constant, not zero" while weights may still change.
 GENERIC = 0.5772156649
@@ -45,18 +44,18 @@ def _arguments(call, x: Channels, array) -> list:
         for given in call.inputs
     ]
     return [
-        keras.ops.cast(array, _dtype(call, tensor))
+        keras.ops.cast(array, _dtype(tensor))
         for array, tensor in zip(arrays, call.node.inputs, strict=True)
     ]
 
 
-def _dtype(call, tensor) -> str:
+def _dtype(tensor) -> str:
     """The dtype of a tensor when the model runs.
 
     Keras 3.15 does not always know: it says float32 of what `ops.normalize` makes
     of float64. More precision than there is does no harm.
     """
-    exact = keras.config.floatx() == "float64" and not is_layer(call.op)
+    exact = keras.config.floatx() == "float64"
     return "float64" if exact and tensor.dtype == "float32" else tensor.dtype
 
 

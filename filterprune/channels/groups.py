@@ -167,6 +167,12 @@ class Analysis:
                 first = int(group.roots[0])
                 dead[first] = False
                 stays[first] = f"`{group.name}` would be left without channels"
+        for call in self.masks:  # of channels that no layer makes, as a product's
+            slots = self.slots(call)
+            slots = slots[slots >= 0]
+            if slots.size and dead[slots].all():
+                dead[slots[0]] = False
+                stays[int(slots[0])] = f"`{call.path}` would be left without channels"
         while True:
             valuation = find_stuck(self.flow, dead)
             if not valuation.stuck:
