@@ -71,7 +71,12 @@ def try_graph(model, data, st) -> str:
         return "nothing to prune"
     how = data.draw(st.sampled_from(["train", "train", "slots", "gates"]))
     if how == "train":
-        train(masked, data, st)
+        try:
+            train(masked, data, st)
+        except ValueError as error:  # the callback says so of weights that are NaN
+            if "are not finite" not in str(error):
+                raise
+            return "diverged"
         if diverged(masked):
             return "diverged"
     elif how == "slots":
