@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is meant for developers
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
             code = args.verb(args)
