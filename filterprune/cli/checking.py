@@ -5,7 +5,7 @@ import os
 import keras
 
 from filterprune.channels.trace import check_model, trace
-from filterprune.cli import models
+from filterprune.cli import data, models
 from filterprune.cli.arguments import (
     add_generated,
     add_json,
@@ -78,7 +78,7 @@ def open_other(path: str, args, model):
 def make_inputs(args, model):
     """Inputs from the file of `--data`, or generated ones."""
     if getattr(args, "data", None):
-        return models.inputs_from(models.load_arrays(args.data), model, args.data)
+        return data.inputs_from(data.load_arrays(args.data), model, args.data)
     return generate_inputs(model, args.batch_size, args.seed, args.size)
 
 

@@ -4,7 +4,7 @@ import os
 
 from filterprune import criteria
 from filterprune.budget import TARGETS
-from filterprune.cli import models
+from filterprune.cli import data, models
 from filterprune.cli.arguments import (
     add_json,
     add_model,
@@ -55,30 +55,30 @@ def add_verbs(verbs) -> None:
         "--budget", type=positive, metavar="N", help="how much may be left, as 5e8"
     )
     _add_selection(parser)
-    data = parser.add_argument_group("data")
-    data.add_argument(
+    group = parser.add_argument_group("data")
+    group.add_argument(
         "--data",
         metavar="FILE",
         help="a .npz file with arrays x and y, for criteria that look at data and for "
         "--recalibrate (of several inputs: one array under the name of each; of "
         "several outputs: y_NAME, or y_0, y_1, ...)",
     )
-    data.add_argument(
+    group.add_argument(
         "--batch-size",
         type=count,
         default=32,
         metavar="N",
         help="samples in a batch of it (default: %(default)s)",
     )
-    data.add_argument(
+    group.add_argument(
         "--batches", type=count, metavar="N", help="how many a criterion looks at"
     )
-    data.add_argument(
+    group.add_argument(
         "--loss",
         help="the Keras loss for criteria that take gradients (default: that which "
         "the model is compiled with)",
     )
-    data.add_argument(
+    group.add_argument(
         "--recalibrate",
         action="store_true",
         help="estimate the statistics of batch normalisation anew",
@@ -149,12 +149,12 @@ def _add_selection(parser) -> None:
 def _prune(args) -> int:
     out = Output(args.json)
     _check(args)
-    arrays = models.load_arrays(args.data) if args.data else {}
+    arrays = data.load_arrays(args.data) if args.data else {}
     with out.working("Loading"):
         model = models.load(args.model, args.imports, compile=not args.no_compile)
     with refusing():
         masked = _masked(model, args)
-        x = models.inputs_from(arrays, masked, args.data) if args.data else None
+        x = data.inputs_from(arrays, masked, args.data) if args.data else None
         criterion = _criterion(args, x, arrays, masked)
         before = analyze(masked).before
     with out.working("Pruning"), refusing():
@@ -227,9 +227,9 @@ def _masked(model, args):
 def _criterion(args, x, arrays, model):
     if not _needs_data(args):
         return criteria.get(args.criterion)
-    data: tuple = (x,)
+    batch: tuple = (x,)
     if any(name == "y" or name.startswith("y_") for name in arrays):
-        data += (models.targets_from(arrays, model, args.data),)
+        batch += (data.targets_from(arrays, model, args.data),)
     options = {
         "batch_size": args.batch_size,
         "batches": args.batches,
@@ -237,7 +237,7 @@ def _criterion(args, x, arrays, model):
     }
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        criterion = criteria.with_data(args.criterion, data, **given)
+        criterion = criteria.with_data(args.criterion, batch, **given)
     except TypeError as error:
         if args.loss is None:
             raise
