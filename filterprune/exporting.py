@@ -159,6 +159,7 @@ def check_path(path, format, overwrite=False) -> None:
             f"Expected `path` to end with '{how.suffix}' for format={format!r}. "
             f"Received: path={os.fspath(path)!r}"
         )
+    check_target(path, overwrite, how.also, how.marker)
     backend = keras.backend.backend()
     needed = how.needs.get(backend)
     if needed and importlib.util.find_spec(needed) is None:
@@ -166,7 +167,6 @@ def check_path(path, format, overwrite=False) -> None:
             f"Exporting to {format!r} from {backend} needs {needed}, which cannot be "
             f"found. Install it with: pip install {needed.replace('_', '-')}"
         )
-    check_target(path, overwrite, how.also, how.marker)
 
 
 def default_path(source, format: str) -> pathlib.Path:
