@@ -33,9 +33,9 @@ class FilterPruningCallback(keras.callbacks.Callback):
             `Schedule`. Where it leaves out `end_step`, pruning ends after
             `end_fraction` of this fit's steps.
         frequency: every how many steps gates are closed, from the schedule's
-            `begin_step` on. Defaults to `100`.
+            `begin_step` on. Defaults to `20`.
         criterion: how filters are scored, as in `filterprune.prune`. Defaults
-            to `"l2"`.
+            to `"group"`.
         scope: what is ranked together, as in `filterprune.prune`. Defaults to
             `"global"`.
         min_filters: how many channels every group keeps at least. Defaults to
@@ -44,7 +44,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
             of it (or all).
         end_fraction: the fraction of the fit's steps, in (0, 1], after which
             a schedule without `end_step` ends; the rest is for recovery.
-            Defaults to `0.6`.
+            Defaults to `0.15`: see `docs/choosing.rst`.
         target: what the schedule's sparsity is a fraction of: `"filters"`,
             `"params"`, `"macs"` or `"bytes"`, as in `filterprune.prune`; `logs`
             then also get `macs_removed` (`params_removed`, `bytes_removed`).
@@ -80,12 +80,12 @@ class FilterPruningCallback(keras.callbacks.Callback):
     def __init__(
         self,
         schedule,
-        frequency=100,
-        criterion="l2",
+        frequency=20,
+        criterion="group",
         scope="global",
         min_filters=1,
         round_to=None,
-        end_fraction=0.6,
+        end_fraction=0.15,
         target="filters",
         budget=None,
         rounding="nearest",

@@ -25,7 +25,7 @@ class GroupRegularizer(keras.callbacks.Callback):
             time for so many steps at once. Defaults to `10`.
         end_step: the optimizer's step after which weights are left alone. If
             `None`, the default, that is after `end_fraction` of the fit's steps.
-        end_fraction: that fraction, in (0, 1]. Defaults to `0.6`, where
+        end_fraction: that fraction, in (0, 1]. Defaults to `0.15`, where
             `FilterPruningCallback` ends by default.
 
     Raises:
@@ -35,7 +35,7 @@ class GroupRegularizer(keras.callbacks.Callback):
 
     roles: tuple[str, ...] = ("maker", "reader")
 
-    def __init__(self, strength, frequency=10, end_step=None, end_fraction=0.6):
+    def __init__(self, strength, frequency=10, end_step=None, end_fraction=0.15):
         super().__init__()
         if isinstance(strength, bool) or not strength > 0:
             raise ValueError(
@@ -150,7 +150,7 @@ class GroupLasso(GroupRegularizer):
         Yuan and Lin, JRSS B 68 (2006).
     """
 
-    def __init__(self, strength=1e-4, frequency=10, end_step=None, end_fraction=0.6):
+    def __init__(self, strength=1e-4, frequency=10, end_step=None, end_fraction=0.15):
         super().__init__(strength, frequency, end_step, end_fraction)
 
     def shrink(self, slots, parts, amount):
@@ -199,7 +199,7 @@ class ScaleL1(GroupRegularizer):
 
     roles = ("scale",)
 
-    def __init__(self, strength=1e-3, frequency=10, end_step=None, end_fraction=0.6):
+    def __init__(self, strength=1e-3, frequency=10, end_step=None, end_fraction=0.15):
         super().__init__(strength, frequency, end_step, end_fraction)
 
     def on_train_begin(self, logs=None):
@@ -237,7 +237,7 @@ class GrowingRegularization(GroupRegularizer):
         sparsity: the fraction of slots that it acts on, in (0, 1). Defaults to
             `0.5`.
         criterion: how slots are ranked, as in `filterprune.prune`. Defaults to
-            `"l2"`.
+            `"group"`.
         frequency, end_step, end_fraction: as in
             `filterprune.regularization.GroupRegularizer`.
 
@@ -259,10 +259,10 @@ class GrowingRegularization(GroupRegularizer):
         self,
         strength=1.0,
         sparsity=0.5,
-        criterion="l2",
+        criterion="group",
         frequency=10,
         end_step=None,
-        end_fraction=0.6,
+        end_fraction=0.15,
     ):
         super().__init__(strength, frequency, end_step, end_fraction)
         if isinstance(sparsity, bool) or not 0 < sparsity < 1:

@@ -33,7 +33,7 @@ class Selector:
     def __init__(
         self,
         model,
-        criterion="l2",
+        criterion="group",
         limits: Limits | None = None,
         budget: Budget | None = None,
     ):
@@ -240,7 +240,7 @@ class Selector:
 def prune(
     masked,
     sparsity=None,
-    criterion="l2",
+    criterion="group",
     scope="global",
     min_filters=1,
     round_to=None,
@@ -260,7 +260,7 @@ def prune(
         criterion: a name such as `"l2"` (see `filterprune.criteria`), a
             `filterprune.Criterion`, or a function from a kernel of shape
             `(weights, filters)` to scores of shape `(filters,)`. Defaults to
-            `"l2"`.
+            `"group"`.
         scope: what is ranked together. `"global"`: all filters, each layer's
             scores divided by their mean; `"layer"`: each group by itself, so
             that all lose the same fraction; `"isomorphic"`: groups of like
