@@ -12,6 +12,7 @@ there: `benchmarks/results/accuracy.json`.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -161,11 +162,16 @@ def fisher(data):
 def narrow(build, data, ratio, dense):
     """A net of the same kind with fewer channels everywhere, and the same MACs."""
     wanted = macs(dense) / ratio
-    widths = np.arange(2, 16, 0.125).tolist()
-    width = min(widths, key=lambda width: abs(macs(build(width)) - wanted))
-    model = compiled(build(width), sum(EPOCHS.values()), data)
+    model = compiled(build(width_for(build, wanted)), sum(EPOCHS.values()), data)
     fit(model, data, sum(EPOCHS.values()))
     return model
+
+
+@functools.cache
+def width_for(build, wanted: float) -> float:
+    """The width whose net comes nearest to so many MACs."""
+    widths = np.arange(2, 16, 0.125).tolist()
+    return min(widths, key=lambda width: abs(macs(build(width)) - wanted))
 
 
 def line(first=1, **how):
