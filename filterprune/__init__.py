@@ -7,6 +7,7 @@ from filterprune.compaction import compact
 from filterprune.criteria import Criterion, register_criterion
 from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
+from filterprune.exporting import export_model
 from filterprune.gates import kept_indices, replay
 from filterprune.recovery import recalibrate
 from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
@@ -40,6 +41,7 @@ __all__ = [
     "compact",
     "criteria",
     "distill",
+    "export_model",
     "kept_indices",
     "layers",
     "prune",
