@@ -51,6 +51,7 @@ def node_parts(
         made = flow.tensors[id(call.node.outputs[0])]
         barrier = flow.barriers.get(call.path)
         inputs = tuple(count + i if i >= 0 else -1 - i for i in read)
+        width, width_after = _widths(call, made, survivors)
         nodes.append(
             NodeReport(
                 call.path,
@@ -58,10 +59,11 @@ def node_parts(
                 inputs,
                 made.shape,
                 survivors.shape(made),
-                *_widths(call, made, survivors),
-                makes=call.gate is not None and call.gate.makes,
-                reason=barrier or reasons.get(call.path),
-                barrier=barrier is not None,
+                width,
+                width_after,
+                call.gate is not None and call.gate.makes,
+                barrier or reasons.get(call.path),
+                barrier is not None,
             )
         )
     return tuple(nodes)

@@ -8,6 +8,7 @@ that are as near to those of the neighbours as the gaps allow.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 ACROSS, DOWN = 20.0, 26.0  # the gaps between boxes, and between levels
 LANE = 10.0  # the width that an edge takes where it passes a level
@@ -30,7 +31,9 @@ class Layout:
     height: float
 
 
-def arrange(sizes: list[tuple[float, float]], edges: list[tuple[int, int]]) -> Layout:
+def arrange(
+    sizes: Sequence[tuple[float, float]], edges: Sequence[tuple[int, int]]
+) -> Layout:
     """Place boxes so that every edge goes down.
 
     Args:
