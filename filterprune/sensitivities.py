@@ -116,7 +116,8 @@ def sensitivity(
     masked = model if study(model).masks else wrap_model(model)
     selector = Selector(masked, criterion)
     numbers = _chosen(selector.groups, groups)
-    order = np.where(selector.closed(), -np.inf, selector.scores())
+    before = selector.closed()
+    order = np.where(before, -np.inf, selector.scores())
 
     def evaluate():
         return masked.evaluate(**given, verbose=0, return_dict=True)
@@ -129,7 +130,9 @@ def sensitivity(
         baseline = evaluate()
         for number in numbers:
             found.append([])
-            for closed in _closings(selector, number, order, fractions):
+            for closed in _closings(
+                before, selector.slots.slices[number], order, fractions
+            ):
                 if closed is None:
                     found[-1].append(found[-1][-1] if found[-1] else baseline)
                 else:
@@ -147,11 +150,10 @@ def sensitivity(
     )
 
 
-def _closings(selector, number: int, order, fractions) -> Iterator[np.ndarray | None]:
+def _closings(before, part: slice, order, fractions) -> Iterator[np.ndarray | None]:
     """For each fraction of a group which slots are closed; `None` for no change."""
-    part = selector.slots.slices[number]
     ranked = part.start + np.argsort(order[part], kind="stable")
-    closed = selector.closed()
+    closed = before.copy()
     for fraction in fractions:
         count = min(int(fraction * ranked.size + 0.5), ranked.size - 1)
         changed = not closed[ranked[:count]].all()

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 
-import builders
 import keras
 import pytest
 from builders import BUILDERS, build
