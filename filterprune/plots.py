@@ -8,6 +8,7 @@ from filterprune.limits import Limits
 from filterprune.report import Report
 from filterprune.selection import Selector
 
+__all__ = ["importance", "sensitivity", "sparsity", "tradeoff", "widths"]
 KEPT, GONE, LIGHT, INK = "#2f6690", "#d9480f", "#d8d8d3", "#3a3a38"
 # Told apart with any colour vision: Okabe and Ito, "Color universal design", 2008.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")

@@ -84,10 +84,11 @@ class Report:
 
         Returns:
             For each layer with weights, in graph order, a dict with the keys
-            `layer`, `kind`, `makes` (whether it makes channels), `prunable`,
-            `reason` (why something in it stays, or `None`), `width`,
-            `width_after`, `removed` (a fraction of the width), `params`,
-            `params_after`, `macs`, `macs_after`, `bytes` and `bytes_after`.
+            `layer`, `kind`, `makes` (whether it makes channels), `prunable`
+            (`None` where it makes none), `reason` (why something in it stays,
+            or `None`), `width`, `width_after`, `removed` (a fraction of the
+            width), `params`, `params_after`, `macs`, `macs_after`, `bytes` and
+            `bytes_after`.
         """
         return records.to_rows(self)
 

@@ -63,7 +63,7 @@ def test_axes_that_are_given_are_drawn_on(masked):
 
 def test_sparsity_over_steps():
     masked = filterprune.wrap_model(builders.mlp(4, 16, 3))
-    masked.compile("sgd", "mse", **builders.WITHOUT_XLA)
+    masked.compile("sgd", "mse", **builders.EAGERLY)
     schedule = filterprune.PolynomialDecay(final_sparsity=0.5, end_step=8)
     callback = filterprune.FilterPruningCallback(schedule, target="macs", frequency=1)
     options = {"batch_size": 8, "epochs": 3, "verbose": 0, "callbacks": [callback]}

@@ -16,7 +16,11 @@ SOME = {"sparsities": (0.25, 0.75), "verbose": 0}
 
 @pytest.fixture
 def masked():
-    return builders.compiled(filterprune.wrap_model(builders.build("plain")))
+    return compiled(filterprune.wrap_model(builders.build("plain")))
+
+
+def compiled(model):
+    return builders.compiled(model, **builders.EAGERLY)
 
 
 def gates(model):
@@ -31,7 +35,7 @@ def test_figures_are_those_of_a_model_pruned_so(masked):
     before = masked.evaluate(X, Y, verbose=0, return_dict=True)
     assert result.baseline == pytest.approx(before)
     for group, sparsity in (("conv1", 0.75), ("hidden", 0.25)):
-        fresh = builders.compiled(filterprune.wrap_model(builders.build("plain")))
+        fresh = compiled(filterprune.wrap_model(builders.build("plain")))
         filterprune.prune(fresh, 0.0, overrides={group: sparsity})
         found = fresh.evaluate(X, Y, verbose=0, return_dict=True)
         i, j = result.groups.index(group), result.sparsities.index(sparsity)
@@ -76,7 +80,7 @@ def test_gates_are_left_as_they_were_if_an_evaluation_raises(masked, monkeypatch
 
 
 def test_a_plain_model_is_wrapped_and_not_touched():
-    model = builders.compiled(builders.build("residual"))
+    model = compiled(builders.build("residual"))
     before = builders.snapshot(model)
     options = {**SOME, "sparsities": 0.5, "groups": ["stem"], "criterion": "l1"}
     result = filterprune.sensitivity(model, (X, Y), **options)

@@ -3,7 +3,7 @@
 import itertools
 from html import escape
 
-from filterprune.reporting.layout import Layout, arrange
+from filterprune.reporting.layout import arrange
 from filterprune.reporting.text import change
 
 LINE = 15  # the height of a line of text
@@ -139,6 +139,3 @@ def _tooltip(nodes) -> str:
         if node.reason:
             rows.append(f"stays: {node.reason}")
     return "\n".join(rows)
-
-
-__all__ = ["Layout", "draw", "shape"]

@@ -37,7 +37,7 @@ def _row(report, layer) -> dict[str, Any]:
         "layer": layer.name,
         "kind": layer.kind,
         "makes": layer.makes,
-        "prunable": len(fixed) < len(groups),
+        "prunable": len(fixed) < len(groups) if groups else None,
         "reason": "; ".join(dict.fromkeys([*fixed, *stays])) or None,
         "width": layer.width,
         "width_after": layer.width_after,

@@ -72,7 +72,7 @@ def after(page, script, tmp_path):
     wrapped = (
         "<script>let result = ''; addEventListener('error', e => result += e.message);"
         f"{script}; const out = document.createElement('pre'); out.id = 'result';"
-        "out.textContent = result; document.body.append(out);</script></body>"
+        "out.textContent = result; document.body.append(out)}</script></body>"
     )
     path.write_text(page.replace("</body>", wrapped), encoding="utf-8")
     dom = run_browser(path, "--dump-dom")
@@ -199,6 +199,19 @@ class TestInABrowser:
         """
         page = report_on("residual").to_html()
         assert after(page, script, tmp_path) == "true true 0 1.25"
+
+    def test_a_tap_tells_about_a_box(self, tmp_path):
+        script = """
+            const about = document.querySelector('#about');
+            const tap = what => {
+                what.dispatchEvent(new MouseEvent('click', {bubbles: true}));
+                return about.hidden ? 'hidden' : about.textContent;
+            };
+            const head = [...document.querySelectorAll('#graph text.name')].at(-1);
+            result = [tap(head), tap(document.querySelector('#graph svg'))].join(';')
+        """
+        found = after(report_on("plain").to_html(), script, tmp_path)
+        assert found == "head (Dense): 10\nstays: reaches the output `head`;hidden"
 
     def test_nothing_sticks_out_at_phone_width(self, tmp_path):
         """In a frame as wide as a phone; a window cannot be made so narrow."""

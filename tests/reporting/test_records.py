@@ -51,7 +51,7 @@ def test_rows_make_a_data_frame():
     assert frame["macs_after"].sum() == report.after.macs
     assert frame.loc["head", "reason"] == "reaches the output `head`"
     assert frame[frame["makes"]].index.tolist() == ["stem", "inner", "outer", "head"]
-    assert not frame.loc["head", "prunable"]
+    assert frame["prunable"].tolist() == [True, None, True, None, True, None, False]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
