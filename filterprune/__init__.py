@@ -1,6 +1,6 @@
 """Structured pruning for Keras: convnets that are really smaller and faster."""
 
-from filterprune import channels, criteria, layers, schedules
+from filterprune import channels, criteria, layers, plots, schedules
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels import rule
 from filterprune.compaction import compact
@@ -19,6 +19,8 @@ from filterprune.schedules import (
     Schedule,
 )
 from filterprune.selection import prune
+from filterprune.sensitivities import Sensitivity, sensitivity
+from filterprune.tensorboard import PruningTensorBoard
 from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
 
@@ -30,10 +32,12 @@ __all__ = [
     "GrowingRegularization",
     "IterativeSparsity",
     "PolynomialDecay",
+    "PruningTensorBoard",
     "PruningWarning",
     "Report",
     "ScaleL1",
     "Schedule",
+    "Sensitivity",
     "VerificationError",
     "__version__",
     "analyze",
@@ -44,12 +48,14 @@ __all__ = [
     "export_model",
     "kept_indices",
     "layers",
+    "plots",
     "prune",
     "recalibrate",
     "register_criterion",
     "replay",
     "rule",
     "schedules",
+    "sensitivity",
     "wrap",
     "wrap_model",
 ]
