@@ -8,6 +8,7 @@ from filterprune.criteria import Criterion, register_criterion
 from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
 from filterprune.gates import kept_indices, replay
+from filterprune.latency import LatencyModel, measure_latency
 from filterprune.recovery import recalibrate
 from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
 from filterprune.report import Report, analyze
@@ -28,6 +29,7 @@ __all__ = [
     "GroupLasso",
     "GrowingRegularization",
     "IterativeSparsity",
+    "LatencyModel",
     "PolynomialDecay",
     "PruningWarning",
     "Report",
@@ -42,6 +44,7 @@ __all__ = [
     "distill",
     "kept_indices",
     "layers",
+    "measure_latency",
     "prune",
     "recalibrate",
     "register_criterion",

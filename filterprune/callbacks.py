@@ -144,8 +144,9 @@ class FilterPruningCallback(keras.callbacks.Callback):
             self._plan, self._times = self._planned(step, epoch)
             self._final = self._plan(self._times.end)
             if self.budget.budget is not None:
-                self._final = self.budget.fraction(self._selector.slots, None)
-            self._selector.check_reachable(self._final)
+                budget = self._selector.budget
+                self._final = budget.fraction(self._selector.slots, None)
+            self._selector.rehearse(self._final)
         self._before = step
         self._next = self._times.after(step)
         if self._times.due(step):

@@ -58,7 +58,6 @@ class CostModel:
         self._collect()
         self._layer_of = np.array(self._layer, int)
         width = max((len(v) for v in self._vectors), default=0)
-        self._counter.freeze()
         nothing = self._counter.nothing
         self._index = np.array(
             [v + [nothing] * (width - len(v)) for v in self._vectors], int
