@@ -19,6 +19,7 @@ from filterprune.schedules import (
     Schedule,
 )
 from filterprune.selection import prune
+from filterprune.shrinking import fit_shrinking
 from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
 
@@ -42,6 +43,7 @@ __all__ = [
     "compact",
     "criteria",
     "distill",
+    "fit_shrinking",
     "kept_indices",
     "layers",
     "measure_latency",

@@ -8,8 +8,9 @@ from filterprune import criteria
 from filterprune.budget import UNITS, Budget
 from filterprune.errors import PruningWarning
 from filterprune.limits import Limits
+from filterprune.origin import Origin
 from filterprune.schedules import check_sparsity
-from filterprune.slots import Slots, masked_analysis
+from filterprune.slots import Slots
 
 # How often prices are looked up anew where closing slots changes them.
 ROUNDS = 5
@@ -28,6 +29,8 @@ class Selector:
         criterion: see `filterprune.prune`.
         limits: a `filterprune.limits.Limits`.
         budget: a `filterprune.budget.Budget`: of what a fraction is removed.
+        origin: what the model was before it was compacted and wrapped again: all
+            fractions are of that. Defaults to the model itself.
 
     Raises:
         ValueError: if the model has no gates, nothing in it is prunable, or a
@@ -40,11 +43,13 @@ class Selector:
         criterion="l2",
         limits: Limits | None = None,
         budget: Budget | None = None,
+        origin: Origin | None = None,
     ):
         self.criterion = criteria.get(criterion)
         self.limits = limits or Limits()
-        self.slots = Slots(masked_analysis(model))
-        self.budget = (budget or Budget()).measured(model)
+        self._origin = origin or Origin(model)
+        self.slots = self._origin.slots
+        self.budget = (budget or Budget()).measured(self.slots.model)
         self.bounds = self.limits.bounds(self.slots.groups)
         self.pools = self.limits.pools(self.slots)
 
@@ -60,11 +65,11 @@ class Selector:
 
     def closed(self) -> np.ndarray:
         """Which slots are closed by all their makers' gates, `(slots,)` bool."""
-        return self.slots.closed()
+        return self._origin.closed()
 
     def set_gates(self, closed: np.ndarray) -> None:
         """Set every gate in the model by its slot; gates without one stay."""
-        self.slots.set_gates(closed)
+        self._origin.set_gates(closed)
 
     def scores(self) -> np.ndarray:
         """The importance of every slot, `(slots,)` float.
@@ -72,7 +77,7 @@ class Selector:
         Raises:
             ValueError: if a layer's weights, or its scores, are not finite.
         """
-        return self.criterion.score(self.slots)
+        return self._origin.scores(self.criterion)
 
     def sparsity(self) -> float:
         """The fraction of the prunable filters whose gates are closed."""
@@ -271,7 +276,7 @@ class Selector:
             The sparsity reached, which limits and rounding may hold off.
         """
         chosen = self.select(fraction, progress, reopen)
-        self.slots.set_gates(chosen, soft)
+        self._origin.set_gates(chosen, soft)
         return self._sparsity(chosen)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import warnings
 
 import keras
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import check_model
-from filterprune.errors import PruningWarning
 from filterprune.latency.cache import Cache, digest
 from filterprune.latency.model import BUDGET, LatencyModel
 from filterprune.latency.running import shortest
@@ -94,13 +92,13 @@ def measure_latency(
     analysis = study(model)
     cache = Cache(cache_dir, refresh)
     try:
-        plans = _plans(analysis, batch_size, points)
+        plans, calls = make_plans(analysis, batch_size, points)
         _time_units(analysis, plans, batch_size, cache.figures, cache.write, verbose)
         tables: dict[str, list[Table]] = {}
         for plan in plans:
             tables.setdefault(plan.unit.signature, []).append(plan.table(cache.figures))
         latency = LatencyModel(tables, batch_size, cache.environment, rehearsals)
-        name = digest(json.dumps([plan.names for plan in plans]) + model.name)
+        name = digest(json.dumps([calls, SHARES]))
         if name not in cache.figures:
             cache.figures[name] = _time_models(analysis, latency, batch_size)
     finally:
@@ -132,7 +130,7 @@ def _check(model, batch_size, points, rehearsals) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Plan:
+class Plan:
     """At which sizes one kind of call is timed.
 
     Attributes:
@@ -155,47 +153,41 @@ class _Plan:
         return Table(tuple(axes), np.reshape(seconds, [axis.size for axis in axes]))
 
 
-def _plans(analysis: Analysis, batch_size: int, points: int) -> list[_Plan]:
-    plans: dict[tuple, _Plan] = {}
+def make_plans(
+    analysis: Analysis, batch_size: int, points: int
+) -> tuple[list[Plan], list[str]]:
+    """A plan for each kind of call, and the kinds of all calls."""
+    plans: dict[str, Plan] = {}
+    calls = []
     for unit in units(analysis, batch_size):
-        key = (unit.signature, *(axis.entries.size for axis in unit.axes))
-        if key not in plans:
+        sizes = tuple(axis.entries.size for axis in unit.axes)
+        calls.append(f"{unit.signature} at {sizes}")
+        if calls[-1] not in plans:
             alive = [survivors_of(analysis, unit, p) for p in unit.points(points)]
-            sizes = [sizes_of(unit, survivors) for survivors in alive]
-            names = [digest(f"{unit.signature} at {each}") for each in sizes]
-            plans[key] = _Plan(unit, sizes, alive, names)
-    return list(plans.values())
+            grid = [sizes_of(unit, survivors) for survivors in alive]
+            names = [digest(f"{unit.signature} at {each}") for each in grid]
+            plans[calls[-1]] = Plan(unit, grid, alive, names)
+    return list(plans.values()), calls
 
 
 def _time_units(analysis, plans, batch_size, figures, write, verbose) -> None:
-    """Time what is not known yet; what cannot be run counts for nothing."""
+    """Time what is not known yet."""
     missing = {name for plan in plans for name in plan.names} - figures.keys()
     bar = keras.utils.Progbar(len(missing), verbose=verbose, unit_name="timing")
-    failed = {}
     for plan in plans:
         overhead = None
         for survivors, name in zip(plan.survivors, plan.names):
-            if name in figures:
+            if name not in missing:
                 continue
-            try:
-                run, nothing = run_unit(analysis, plan.unit, survivors, batch_size)
-                if overhead is None:
-                    (overhead,) = shortest([nothing])
-                (total,) = shortest([run])
-                figures[name] = max(total - overhead, 0.0)
-            except Exception as error:
-                failed[plan.unit.call.path] = repr(error)
-                figures[name] = 0.0
+            run, nothing = run_unit(analysis, plan.unit, survivors, batch_size)
+            if overhead is None:
+                (overhead,) = shortest([nothing])
+            (total,) = shortest([run])
+            figures[name] = max(total - overhead, 0.0)
             missing.remove(name)
             bar.add(1)
             if len(missing) % EVERY == 0:
                 write()
-    for path, reason in failed.items():
-        warnings.warn(
-            f"'{path}' cannot be run by itself, and is not timed: {reason}",
-            PruningWarning,
-            stacklevel=3,
-        )
 
 
 def _time_models(analysis: Analysis, latency: LatencyModel, batch_size: int) -> list:
