@@ -9,6 +9,7 @@ from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
 from filterprune.exporting import export_model
 from filterprune.gates import kept_indices, replay
+from filterprune.latency import LatencyModel, measure_latency
 from filterprune.recovery import recalibrate
 from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
 from filterprune.report import Report, analyze
@@ -20,6 +21,7 @@ from filterprune.schedules import (
 )
 from filterprune.selection import prune
 from filterprune.sensitivities import Sensitivity, sensitivity
+from filterprune.shrinking import fit_shrinking
 from filterprune.tensorboard import PruningTensorBoard
 from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
@@ -31,6 +33,7 @@ __all__ = [
     "GroupLasso",
     "GrowingRegularization",
     "IterativeSparsity",
+    "LatencyModel",
     "PolynomialDecay",
     "PruningTensorBoard",
     "PruningWarning",
@@ -46,8 +49,10 @@ __all__ = [
     "criteria",
     "distill",
     "export_model",
+    "fit_shrinking",
     "kept_indices",
     "layers",
+    "measure_latency",
     "plots",
     "prune",
     "recalibrate",

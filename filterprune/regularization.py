@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from filterprune import criteria
+from filterprune.origin import Origin
 from filterprune.schedules import is_integer, last_step, optimizer_step
 from filterprune.slots import Part, Slots, masked_analysis
 
@@ -76,6 +77,10 @@ class GroupRegularizer(keras.callbacks.Callback):
         if self.end_step is None:
             last_step(self, 0, 0, self.end_fraction)  # raises if it is not known
         self._planned = False
+
+    def on_shrink(self, origin: Origin) -> None:
+        """Go on with a model that was compacted and wrapped again."""
+        self._slots = origin.current
 
     def on_epoch_begin(self, epoch, logs=None):
         step = optimizer_step(self.model)
@@ -280,6 +285,12 @@ class GrowingRegularization(GroupRegularizer):
             order = np.argsort(self.criterion.score(self._slots), kind="stable")
             self._chosen = np.zeros(self._slots.count, bool)
             self._chosen[order[: int(self.sparsity * order.size + 0.5)]] = True
+
+    def on_shrink(self, origin):
+        super().on_shrink(origin)
+        moved = origin.moved[self._chosen]
+        self._chosen = np.zeros(self._slots.count, bool)
+        self._chosen[moved[moved >= 0]] = True
 
     def shrink(self, slots, parts, amount):
         progress = (self._done - self._begin) / max(self._end - self._begin, 1)
