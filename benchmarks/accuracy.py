@@ -303,9 +303,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--peer", metavar="PYTHON", help="see `benchmarks/peers.sh`")
     parser.add_argument("--full", action="store_true", help="all 60,000 images")
-    parser.add_argument(
-        "--quick", action="store_true", help="digits, in minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="digits, in minutes")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.nets, args.methods, ratios = 2, ["resnet"], QUICK, (8,)
