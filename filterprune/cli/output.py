@@ -61,6 +61,11 @@ class Output:
         self.as_json = as_json
         self.rich = importlib.util.find_spec("rich") is not None
 
+    @property
+    def interactive(self) -> bool:
+        """Whether people see what is printed."""
+        return not self.as_json and sys.stdout.isatty()
+
     def say(self, text: str) -> None:
         """Print a line for people."""
         if not self.as_json:
@@ -84,7 +89,7 @@ class Output:
         heads = [head.removeprefix(">") for head in columns]
         right = [head.startswith(">") for head in columns]
         cells = [[str(cell) for cell in row] for row in rows]
-        if self.rich and sys.stdout.isatty():
+        if self.rich and self.interactive:
             _print_rich(title, heads, right, cells)
         else:
             _print_plain(title, heads, right, cells)

@@ -1,5 +1,6 @@
 """`prune`: from a model in a file to a smaller one."""
 
+import inspect
 import os
 
 from filterprune import criteria
@@ -18,11 +19,18 @@ from filterprune.cli.arguments import (
 from filterprune.cli.compacting import add_compile, finish
 from filterprune.cli.output import Output, Refused, refusing
 from filterprune.gates import is_masked
+from filterprune.latency import measure_latency
 from filterprune.limits import ROUNDINGS, SCOPES
 from filterprune.recovery import recalibrate
 from filterprune.report import analyze
 from filterprune.selection import prune
 from filterprune.wrapping import wrap_model
+
+# The command line has the defaults of the function.
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(prune).parameters.items()
+}
 
 
 def add_verbs(verbs) -> None:
@@ -98,12 +106,13 @@ def _add_selection(parser) -> None:
     choice.add_argument(
         "--target",
         choices=TARGETS,
-        default="filters",
-        help="what is counted (default: %(default)s)",
+        default=_DEFAULTS["target"],
+        help="what is counted; latency is measured on this machine, and a budget of it "
+        "is in seconds (default: %(default)s)",
     )
     choice.add_argument(
         "--criterion",
-        default="l2",
+        default=_DEFAULTS["criterion"],
         metavar="NAME",
         help=f"{', '.join(criteria.names(False))}; with --data also "
         f"{', '.join(criteria.names(True))} (default: %(default)s)",
@@ -111,7 +120,7 @@ def _add_selection(parser) -> None:
     choice.add_argument(
         "--scope",
         choices=SCOPES,
-        default="global",
+        default=_DEFAULTS["scope"],
         help="what is ranked together (default: %(default)s)",
     )
     choice.add_argument(
@@ -127,20 +136,20 @@ def _add_selection(parser) -> None:
     choice.add_argument(
         "--rounding",
         choices=ROUNDINGS,
-        default="nearest",
+        default=_DEFAULTS["rounding"],
         help="to which multiple (default: %(default)s)",
     )
     choice.add_argument(
         "--min-filters",
         type=count,
-        default=1,
+        default=_DEFAULTS["min_filters"],
         metavar="N",
         help="channels that every group keeps at least (default: %(default)s)",
     )
     choice.add_argument(
         "--max-sparsity",
         type=share,
-        default=1.0,
+        default=_DEFAULTS["max_sparsity"],
         metavar="FRACTION",
         help="of a group that may go at most (default: %(default)s)",
     )
@@ -157,6 +166,10 @@ def _prune(args) -> int:
         x = data.inputs_from(arrays, masked, args.data) if args.data else None
         criterion = _criterion(args, x, arrays, masked)
         before = analyze(masked).before
+    target = args.target
+    if target == "latency":
+        with refusing():
+            target = measure_latency(masked, verbose=int(out.interactive))
     with out.working("Pruning"), refusing():
         sparsity = prune(
             masked,
@@ -165,7 +178,7 @@ def _prune(args) -> int:
             scope=args.scope,
             min_filters=args.min_filters,
             round_to=args.round_to,
-            target=args.target,
+            target=target,
             budget=args.budget,
             rounding=args.rounding,
             max_sparsity=args.max_sparsity,
@@ -174,7 +187,8 @@ def _prune(args) -> int:
         with out.working("Recalibrating"), refusing():
             recalibrate(masked, x, batch_size=args.batch_size)
     out.say(f"Closed {sparsity:.1%} of the filters that can be pruned")
-    finish(out, args, masked, before, args.save_masked, sparsity=sparsity)
+    figures = {"target": args.target, "sparsity": sparsity}
+    finish(out, args, masked, before, args.save_masked, **figures)
     return 0
 
 

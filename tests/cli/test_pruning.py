@@ -62,6 +62,16 @@ def test_criteria_that_look_at_data(run, tmp_path, criterion):
     assert "Closed 4" in found.out or "Closed 3" in found.out
 
 
+def test_defaults_are_those_of_the_function(run, tmp_path, files):
+    masked = filterprune.wrap_model(keras.saving.load_model(files / "full.keras"))
+    filterprune.prune(masked, 0.5)
+    path = tmp_path / "masked.keras"
+    outputs = ("-o", tmp_path / "small.keras", "--save-masked", path)
+    assert run("prune", "full.keras", "--remove", 0.5, *outputs).code == 0
+    loaded = keras.saving.load_model(path)
+    assert filterprune.kept_indices(loaded) == filterprune.kept_indices(masked)
+
+
 def test_a_criterion_chooses_as_it_does_in_python(run, tmp_path, files):
     x, y = builders.digits(64)
     masked = filterprune.wrap_model(keras.saving.load_model(files / "full.keras"))
