@@ -47,9 +47,10 @@ class FilterPruningCallback(keras.callbacks.Callback):
             a schedule without `end_step` ends; the rest is for recovery.
             Defaults to `0.15`: see `docs/choosing.rst`.
         target: what the schedule's sparsity is a fraction of: `"filters"`,
-            `"params"`, `"macs"` or `"bytes"`, as in `filterprune.prune`; `logs`
-            then also get `macs_removed` (`params_removed`, `bytes_removed`).
-            Defaults to `"filters"`.
+            `"params"`, `"macs"`, `"bytes"` or a latency that was measured, as in
+            `filterprune.prune`; `logs` then also get `macs_removed` (or
+            `params_removed`, `bytes_removed`, `latency_removed`). Defaults to
+            `"filters"`.
         budget: how much of the target may be left at the end, such as `5e8`
             MACs. The schedule then says how fast it is approached, and not how
             far. Defaults to `None`.

@@ -347,9 +347,12 @@ def prune(
             of it (or all).
         target: what is counted: `"filters"`, or what the whole model costs in
             `"params"`, `"macs"` (multiply-accumulates of one sample) or
-            `"bytes"` of weights. Defaults to `"filters"`.
-        budget: how much of the target may be left, such as `5e8` MACs, instead
-            of `sparsity`.
+            `"bytes"` of weights; or what `filterprune.measure_latency` returns,
+            for seconds on this machine (`"latency"` measures, for one sample).
+            For latency filters are ranked by how much they add for their time.
+            Defaults to `"filters"`.
+        budget: how much of the target may be left, such as `5e8` MACs or `0.01`
+            seconds, instead of `sparsity`.
         rounding: to which multiple of `round_to`: `"nearest"`, `"up"` or
             `"down"`. Defaults to `"nearest"`.
         max_sparsity: the fraction of a group that may be closed at most.
@@ -368,8 +371,8 @@ def prune(
         TypeError: if `masked` is no Keras model, or neither `sparsity` nor
             `budget` is a number.
         ValueError: if an argument is out of range, the model has no gates,
-            nothing in it can be pruned, or `params`, `macs` or `bytes` cannot be
-            brought down so far: the message has the smallest figure. No gate is
+            nothing in it can be pruned, or what it costs cannot be brought down
+            so far: the message has the smallest figure. No gate is
             changed then.
 
     Example:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from filterprune.errors import PruningWarning
+from filterprune.latency.running import devices
 
 # What changes how fast operations are, from outside.
 SETTINGS = (
@@ -32,7 +33,7 @@ def environment() -> dict[str, Any]:
         "system": platform.system(),
         "processor": _processor(),
         "cores": _cores(),
-        "devices": [str(device) for device in keras.distribution.list_devices()],
+        "devices": devices(),
         "backend": backend,
         "version": importlib.metadata.version(PACKAGES[backend]),
         "keras": keras.__version__,

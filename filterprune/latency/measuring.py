@@ -78,9 +78,11 @@ def measure_latency(
     Example:
 
     ```python
-    latency = filterprune.measure_latency(model, batch_size=8, points=2)
-    masked = filterprune.wrap_model(model)
-    filterprune.prune(masked, sparsity=0.2, target=latency)
+    latency = filterprune.measure_latency(model, batch_size=8, points=2, verbose=0)
+    print(latency.predict(model))
+    callback = filterprune.FilterPruningCallback(
+        filterprune.PolynomialDecay(final_sparsity=0.5), target=latency
+    )
     ```
 
     Reference:

@@ -155,6 +155,8 @@ class Latency:
         knots = [(self.sums.total(everything), full)]
         for _ in range(times):
             alive = choose()
+            if alive.all():
+                break
             total, predicted = self.sums.total(alive), self.seconds(alive)
             before, after = shortest([whole, self._run(alive)], budget=BUDGET)
             seconds = full * after / before

@@ -88,6 +88,34 @@ _RUNNERS: dict[str, Callable] = {
 }
 
 
+def devices() -> list[str]:
+    """The kinds of devices beside the processor that the backend runs on."""
+    return _DEVICES[keras.backend.backend()]()
+
+
+def _tensorflow_devices():
+    config: Any = importlib.import_module("tensorflow").config
+    found = config.list_physical_devices("GPU")
+    details = map(config.experimental.get_device_details, found)
+    return [str(each.get("device_name")) for each in details]
+
+
+def _jax_devices():
+    return [each.device_kind for each in importlib.import_module("jax").devices()]
+
+
+def _torch_devices():
+    cuda: Any = importlib.import_module("torch").cuda
+    return [cuda.get_device_name(number) for number in range(cuda.device_count())]
+
+
+_DEVICES: dict[str, Callable[[], list[str]]] = {
+    "tensorflow": _tensorflow_devices,
+    "jax": _jax_devices,
+    "torch": _torch_devices,
+}
+
+
 def shortest(runs: Sequence[Callable], least: int = 5, budget: float = 0.03) -> list:
     """The shortest time that each run takes: all else a machine does only adds.
 

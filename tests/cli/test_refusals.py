@@ -53,7 +53,7 @@ def test_lambdas_are_never_run(run):
         ("--criterion no_such", "expected --criterion to be one of activation_mean"),
         ("--criterion taylor", "looks at data: give --data"),
         ("--recalibrate", "--recalibrate looks at data: give --data"),
-        ("--data batch.npz", "does not look at --data"),
+        ("--data batch.npz", "--criterion group does not look at --data"),
         ("--loss mse", "--loss and --batches are for criteria that look at data"),
         ("--criterion apoz --data batch.npz --loss mse", "takes no --loss"),
         ("--criterion taylor --data nowhere.npz", "there is no file nowhere.npz"),
