@@ -7,7 +7,9 @@ from filterprune.compaction import compact
 from filterprune.criteria import Criterion, register_criterion
 from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
+from filterprune.exporting import export_model
 from filterprune.gates import kept_indices, replay
+from filterprune.latency import LatencyModel, measure_latency
 from filterprune.recovery import recalibrate
 from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
 from filterprune.report import Report, analyze
@@ -19,6 +21,7 @@ from filterprune.schedules import (
 )
 from filterprune.selection import prune
 from filterprune.sensitivities import Sensitivity, sensitivity
+from filterprune.shrinking import fit_shrinking
 from filterprune.tensorboard import PruningTensorBoard
 from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
@@ -30,6 +33,7 @@ __all__ = [
     "GroupLasso",
     "GrowingRegularization",
     "IterativeSparsity",
+    "LatencyModel",
     "PolynomialDecay",
     "PruningTensorBoard",
     "PruningWarning",
@@ -44,8 +48,11 @@ __all__ = [
     "compact",
     "criteria",
     "distill",
+    "export_model",
+    "fit_shrinking",
     "kept_indices",
     "layers",
+    "measure_latency",
     "plots",
     "prune",
     "recalibrate",

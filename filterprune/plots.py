@@ -104,13 +104,13 @@ def sparsity(history, ax=None):
     return _finish(ax, "y")
 
 
-def importance(masked, criterion="l2", sparsity=None, ax=None, **limits):
+def importance(masked, criterion="group", sparsity=None, ax=None, **limits):
     """How important the channels of each group are, and where the cut is.
 
     Args:
         masked: a masked model. It is not touched.
         criterion: how channels are scored, as in `filterprune.prune`.
-            Defaults to `"l2"`.
+            Defaults to `"group"`.
         sparsity: the fraction that would be closed, as in `filterprune.prune`.
             Defaults to `None`: the gates as they are.
         ax: the `matplotlib` axes to draw on. Defaults to `None`: new ones.

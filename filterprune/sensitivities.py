@@ -55,7 +55,7 @@ def sensitivity(
     model,
     data,
     sparsities=(0.1, 0.25, 0.5, 0.75, 0.9),
-    criterion="l2",
+    criterion="group",
     groups=None,
     batch_size=32,
     steps=None,
@@ -77,7 +77,7 @@ def sensitivity(
         sparsities: the fractions of a group to close, each in [0, 1). One
             channel of each group stays open. Defaults to five from 0.1 to 0.9.
         criterion: how channels are ranked, as in `filterprune.prune`.
-            Defaults to `"l2"`.
+            Defaults to `"group"`.
         groups: a pattern of layer paths, or several: the groups to look at.
             Defaults to `None`: all that can be pruned.
         batch_size: how many samples a batch has where `data` are arrays.
