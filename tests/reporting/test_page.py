@@ -70,9 +70,9 @@ def after(page, script, tmp_path):
     """What a script that runs behind the page puts into `result`."""
     path = tmp_path / "page.html"
     wrapped = (
-        "<script>let result = ''; addEventListener('error', e => result += e.message);"
-        f"{script}; const out = document.createElement('pre'); out.id = 'result';"
-        "out.textContent = result; document.body.append(out)}</script></body>"
+        f"<script>{{ let result = ''; {script};"
+        "const out = document.createElement('pre'); out.id = 'result';"
+        "out.textContent = result; document.body.append(out); }</script></body>"
     )
     path.write_text(page.replace("</body>", wrapped), encoding="utf-8")
     dom = run_browser(path, "--dump-dom")
