@@ -100,7 +100,7 @@ def measure_latency(
         for plan in plans:
             tables.setdefault(plan.unit.signature, []).append(plan.table(cache.figures))
         latency = LatencyModel(tables, batch_size, cache.environment, rehearsals)
-        name = digest(json.dumps([calls, SHARES]))
+        name = digest(json.dumps([calls, SHARES, points]))
         if name not in cache.figures:
             cache.figures[name] = _time_models(analysis, latency, batch_size)
     finally:
