@@ -180,21 +180,23 @@ def test_without_tensorboard_the_message_says_what_to_install(monkeypatch):
 
 
 ALONE = """
-import sys, numpy as np, keras, filterprune
+import sys
+sys.modules["tensorflow"] = None  # as if it were not installed
+import numpy as np, keras, filterprune
 x = keras.Input((4,))
 model = keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(8)(x)))
 model.compile("sgd", "mse")
 filterprune.wrap_model(model).fit(np.ones((4, 4)), np.ones((4, 2)), verbose=0,
     callbacks=[filterprune.PruningTensorBoard("logs")])
-print("tensorflow" in sys.modules)
+print("trained")
 """
 
 
-@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it is imported")
-def test_it_does_not_import_tensorflow(tmp_path):
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="it is the backend")
+def test_it_needs_no_tensorflow(tmp_path):
     root = str(pathlib.Path(__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{ALONE}"],
         capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
-    assert done.stdout.split() == ["False"], done.stderr
+    assert done.stdout.split() == ["trained"], done.stderr
