@@ -166,12 +166,17 @@ def _wrap_chosen(model, chosen: dict[int, int], keep_state=False):
         moves = [
             Move(old, new, ())
             for layer, copy in rebuilder.pairs
-            for old, new in zip(layer.weights, getattr(copy, "layer", copy).weights)
+            for old, new in zip(layer.weights, _unmasked(copy).weights, strict=True)
         ]
         compile_alike(model, masked, moves, Survivors(np.ones(0, bool)))
     elif model.compiled:
         recompile(model, masked)
     return masked
+
+
+def _unmasked(layer):
+    """The layer in a masked one, which has weights of its own; others as they are."""
+    return layer.layer if isinstance(layer, Masked) else layer
 
 
 def _needs_gate(layer) -> bool:

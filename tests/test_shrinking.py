@@ -247,6 +247,22 @@ def test_with_a_teacher_and_a_penalty():
     assert "compute_loss" not in vars(small)
 
 
+def test_optimizers_go_on_behind_layers_that_hold_others():
+    """A layer that is not masked, and whose weights come after one of its own."""
+    layers = keras.layers
+    x = inputs = keras.Input(X.shape[1:])
+    x = layers.Conv2D(8, 3, activation="relu")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    head = layers.SpectralNormalization(layers.Dense(10, name="logits"), name="head")
+    masked = filterprune.wrap_model(keras.Model(inputs, head(x)))
+    masked.compile("adam", LOSS, **EAGER)
+    masked.fit(X, Y, batch_size=16, verbose=0)
+    new = _shrunk(masked, Origin(masked))
+    pairs = zip(masked.optimizer.variables, new.optimizer.variables, strict=True)
+    for expected, found in pairs:
+        assert_equal(to_numpy(found), to_numpy(expected))
+
+
 def test_what_is_closed_stays_so_in_the_model_that_follows():
     masked = net("plain")
     origin = Origin(masked)
