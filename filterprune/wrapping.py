@@ -7,19 +7,26 @@ import keras
 
 from filterprune.channels.flow import Call, gate_of
 from filterprune.channels.groups import Analysis, needs_gate, study
-from filterprune.channels.registry import known_type, layer_rule
+from filterprune.channels.registry import known_type, layer_rule, unseen_axis
 from filterprune.channels.trace import (
     check_model,
     copy_object,
     copy_operation,
     is_graph,
     is_layer,
+    model_in,
 )
 from filterprune.compiling import recompile
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
-from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, warn_of_ties
+from filterprune.rebuilding import (
+    Rebuilder,
+    around,
+    build_alike,
+    copy_layer,
+    warn_of_ties,
+)
 
 
 def wrap(layer):
@@ -65,6 +72,9 @@ def wrap(layer):
         return copy_operation(layer)
     if is_graph(layer):
         return keras.models.clone_model(layer, clone_function=wrap)
+    inner = model_in(layer)
+    if inner is not None and unseen_axis(type(layer)) is not None:
+        return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     return _masked(layer, axis) if _needs_gate(layer) else _copy(layer)
 
