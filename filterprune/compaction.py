@@ -199,7 +199,8 @@ class _Compactor:
         """The gates of a call, and which of them are on channels that survive."""
         gate = keras.ops.convert_to_numpy(call.mask.gate)
         labels = np.moveaxis(call.gate.labels, call.gate.axis, -1)
-        return gate, self.survivors.mask(labels.reshape(-1, gate.size)).any(axis=0)
+        kept = self.survivors.mask(labels.reshape(-1, gate.size))
+        return gate, np.any(kept, axis=0)
 
     def transfer(self) -> list[Move]:
         """Give the new layers the surviving weights of the old ones."""

@@ -141,7 +141,7 @@ def states_of(layer) -> list:
     states = layer.states if getattr(layer, "stateful", False) else None
     if isinstance(states, keras.Variable):
         return [states]
-    found = []
+    found: list = []
     for part in states or ():
         nested = isinstance(part, (list, tuple))
         found += keras.tree.flatten(list(part)) if nested else [part]

@@ -203,9 +203,10 @@ class Slots:
         yield Part(call.path, kind, name, role, rows, slots, variable, axis, blocks)
 
     def filters_of(self, *roles: str) -> list[Part]:
-        """The same as `parts`, with all weights by which a layer makes a channel as one.
+        """The same as `parts`, but a layer makes its channels by one part alone.
 
-        Such as the kernel, the recurrent kernel and the bias of an LSTM.
+        That has the rows of several weights where there are, such as the kernel,
+        the recurrent kernel and the bias of an LSTM.
         """
         found: dict[tuple, Part] = {}
         for number, part in enumerate(self.parts(*roles)):

@@ -14,7 +14,9 @@ from filterprune.channels.trace import (
     copy_operation,
     is_graph,
     is_layer,
+    is_of_keras,
     model_in,
+    parts_of,
 )
 from filterprune.compiling import recompile
 from filterprune.layers.base import Masked, masked_class
@@ -178,7 +180,9 @@ def _needs_gate(layer) -> bool:
     if shape is None or not layer.built:
         cls, own = masked_class(type(layer)), type(layer)
         if cls not in (None, MaskedActivation) and known_type(own) is own:
-            return True
+            # A recurrent layer may have a cell that no rule is known for.
+            parts = [type(part) for part in parts_of(layer)]
+            return all(is_of_keras(part) or layer_rule(part) for part in parts)
         shape = (None, 4)  # any will do for a layer that has no weights
     try:
         gate = gate_of(layer, shape)

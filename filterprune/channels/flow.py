@@ -110,11 +110,15 @@ class Loop:
         path: its path in the layer.
         labels: the labels of its first state, which broadcast to that.
         passed_on: whether what it gives is read by the next cell, in the layer.
+        carries: what part of the state goes on as it is, without being read by
+            weights: a function of the cell, its input and the state; `None` for
+            nothing.
     """
 
     path: str
     labels: np.ndarray
     passed_on: bool = False
+    carries: Callable | None = None
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -480,9 +484,9 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
         reason = why_not_remade(bare, call.flow.binding(call).config)
         if reason is not None:
             raise Ambiguous(reason)
-    if call.gate is not None and call.mask is None and call.holder is None:
-        if is_layer(bare) and not _fits_a_mask(bare, call.node, call.gate.takes):
-            call.gate = None  # type: ignore[assignment]
+    to_mask = is_layer(bare) and call.mask is None and call.holder is None
+    if to_mask and call.gate is not None and not _fits_a_mask(call):
+        call.gate = None  # type: ignore[assignment]
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
     return outputs
@@ -518,17 +522,17 @@ def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
     return tuple(given), {k: v for k, v in kwargs.items() if k not in placed}
 
 
-def _fits_a_mask(layer, node: Node, takes: tuple[str, ...]) -> bool:
+def _fits_a_mask(call: Call) -> bool:
     """Whether a masked layer can be called as its layer is here."""
-    signature = inspect.signature(layer.call)
+    signature = inspect.signature(call.op.call)
     first = next(iter(signature.parameters), None)
     try:
-        given = signature.bind(*node.args, **node.kwargs).arguments
+        given = signature.bind(*call.node.args, **call.node.kwargs).arguments
     except TypeError:
         return False
+    known = (first, "training", "mask", *call.gate.takes)
     return first in given and not any(
-        value is not None and key not in (first, "training", "mask", *takes)
-        for key, value in given.items()
+        value is not None and key not in known for key, value in given.items()
     )
 
 

@@ -176,9 +176,8 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
         if held.gate is not None:
             outer.gate = _lifted(held.gate, without)
     mask, gate = outer.mask, outer.gate
-    if gate is not None and mask is not None:
-        if mask.gated_axis not in (None, gate.axis):
-            raise Ambiguous("its gates run along another axis than its channels")
+    if None not in (gate, mask) and mask.gated_axis not in (None, gate.axis):
+        raise Ambiguous("its gates run along another axis than its channels")
     return made
 
 

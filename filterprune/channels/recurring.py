@@ -38,6 +38,7 @@ def recur(
     *,
     resize=None,
     axis: int | None = None,
+    carries: Callable | None = None,
     bind: dict[str, str] | None = None,
     **weights: str,
 ) -> list[Channels]:
@@ -52,6 +53,9 @@ def recur(
             an axis `state` are multiplied by.
         resize: the config entry that counts the units, as in `mix`.
         axis: the axis of channels; defaults to what `data_format` says.
+        carries: what part of the first state the cell takes over as it is, as a
+            function of the cell, its input and that state; `None` for nothing.
+            Criteria that look at gradients take only what is read by weights.
         bind: the same as `weights`, as a dict.
         **weights: for each weight the names of its axes: `in` for the channels of
             `x`, `state` for the units of the last time step, `out` for the units.
@@ -86,7 +90,7 @@ def recur(
             call.products.append((name, positions))
         if axis_named(words, "in") is not None:
             call.reads.append((name, words.index("in")))
-    call.loops.append(Loop("", outputs[0].labels))
+    call.loops.append(Loop("", outputs[0].labels, carries=carries))
     call.flow.vectors.append(outputs[0])
     for name in ("activation", "recurrent_activation"):
         facts = activation_of(call.op, name)
@@ -140,6 +144,8 @@ def chain(x: Channels, states: Sequence, cells: Sequence, name: str) -> list[Cha
         The `Channels` of the output and of all states.
     """
     call = current()
+    if len({id(cell) for cell in cells}) < len(cells):
+        raise Ambiguous("one cell stands in it twice")
     helds: list[Held] = []
     carried: list[Channels] = []
     for number, (cell, own) in enumerate(zip(cells, states, strict=True)):
@@ -155,7 +161,7 @@ def chain(x: Channels, states: Sequence, cells: Sequence, name: str) -> list[Cha
     call.flow.binding(call).config[name] = lambda survivors: [
         held.config(survivors) for held in helds
     ]
-    call.gate = _chained([held.gate for held in helds], helds, call, name)
+    call.gate = _chained(helds, call)  # type: ignore[assignment]
     return [x, *carried]
 
 
@@ -164,9 +170,10 @@ def _shape_between(x: Channels, state: tuple) -> tuple:
     return (*x.shape[:1], *state[1:])
 
 
-def _chained(gates, helds, call, name: str) -> Gate | None:
+def _chained(helds: list[Held], call) -> Gate | None:
     """One gate of the gates of cells that follow each other."""
-    if any(gate is None for gate in gates):
+    gates = [held.gate for held in helds if held.gate is not None]
+    if len(gates) < len(helds):
         return None
     weights: dict[str, np.ndarray] = {}
     makers: dict[str, int] = {}
@@ -194,7 +201,11 @@ def _chained(gates, helds, call, name: str) -> Gate | None:
         weights=weights,
         makers=makers,
         outputs=tuple(sorted(outputs, key=lambda place: place.output)),
-        parts=tuple(f"{held.layer.name}" for held in helds for _ in held.gate.labels),
+        parts=tuple(
+            held.layer.name
+            for gate, held in zip(gates, helds, strict=True)
+            for _ in range(gate.size)
+        ),
     )
 
 

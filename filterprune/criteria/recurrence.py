@@ -34,22 +34,30 @@ def gated_steps(layer, gates: list[tuple[Any, Any]]) -> Iterator[None]:
     fused = [x for x in [layer, *parts_of(layer)] if getattr(x, "use_cudnn", None)]
     before = [layer.use_cudnn for layer in fused]
     try:
-        for layer in fused:  # a kernel of its own calls no cell
-            layer.use_cudnn = False
+        for part in fused:  # a kernel of its own calls no cell
+            part.use_cudnn = False
         for cell, (loop, gate) in zip(cells, gates, strict=True):
-            vars(cell)["call"] = functools.partial(_step, cell.call, loop, gate)
+            vars(cell)["call"] = functools.partial(_step, cell, cell.call, loop, gate)
         yield
     finally:
         for cell in cells:
             vars(cell).pop("call", None)
-        for layer, value in zip(fused, before, strict=True):
-            layer.use_cudnn = value
+        for part, value in zip(fused, before, strict=True):
+            part.use_cudnn = value
 
 
-def _step(call, loop, gate, inputs, states, *args, **kwargs):
+def _step(cell, call, loop, gate, inputs, states, *args, **kwargs):
     flat = keras.tree.flatten(states)
-    gate = keras.ops.cast(gate, flat[0].dtype)
-    flat[0] = flat[0] * gate
-    states = keras.tree.pack_sequence_as(states, flat)
-    output, states = call(inputs, states, *args, **kwargs)
-    return (output * gate if loop.passed_on else output), states
+    state = flat[0]
+    gate = keras.ops.cast(gate, state.dtype)
+    flat[0] = state * gate
+    output, new = call(
+        inputs, keras.tree.pack_sequence_as(states, flat), *args, **kwargs
+    )
+    if loop.carries is not None:
+        # Zero while gates are open, and so is all that goes on beside weights.
+        lost = loop.carries(cell, inputs, state) * (state - flat[0])
+        output = output + lost
+        first, *rest = keras.tree.flatten(new)
+        new = keras.tree.pack_sequence_as(new, [first + lost, *rest])
+    return (output * gate if loop.passed_on else output), new

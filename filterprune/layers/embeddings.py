@@ -18,10 +18,10 @@ class MaskedReversibleEmbedding(Masked):
     back. See `filterprune.layers.Masked`.
     """
 
-    def call(self, inputs, reverse=False):
+    def call(self, inputs, reverse=False):  # type: ignore[override]
         if not reverse:
             return self._gated_call(inputs)
         return self._call_with_gated_weights(inputs, reverse=True)
 
-    def compute_output_spec(self, inputs, reverse=False):
+    def compute_output_spec(self, inputs, reverse=False):  # type: ignore[override]
         return self.layer.compute_output_spec(inputs, reverse=reverse)

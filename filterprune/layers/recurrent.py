@@ -17,7 +17,9 @@ class MaskedRNN(Masked):
     `filterprune.layers.Masked`.
     """
 
-    def call(self, sequences, initial_state=None, mask=None, training=None):
+    def call(  # type: ignore[override]
+        self, sequences, initial_state=None, mask=None, training=None
+    ):
         outputs = self._gated_call(
             sequences, initial_state=initial_state, mask=mask, training=training
         )
@@ -27,7 +29,7 @@ class MaskedRNN(Masked):
             state.assign(self._close(state, place))
         return outputs
 
-    def compute_output_spec(
+    def compute_output_spec(  # type: ignore[override]
         self, sequences, initial_state=None, mask=None, training=None
     ):
         if initial_state is None:

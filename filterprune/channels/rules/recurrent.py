@@ -1,6 +1,7 @@
 """Recurrent layers and their cells."""
 
 import dataclasses
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from filterprune.channels.registry import rule
 from filterprune.channels.verbs import barrier
 
 
-def _cell(blocks: int):
+def _cell(blocks: int, carries: Callable | None = None):
     """The rule of a cell whose kernels have that many blocks of units."""
 
     def cell(layer, x, states):
@@ -26,13 +27,23 @@ def _cell(blocks: int):
             recurrent_kernel=f"... state ({blocks} out)",
             bias=f"... ({blocks} out)",
             resize="filters" if hasattr(layer, "filters") else "units",
+            carries=carries,
         )
 
     return cell
 
 
+def _update_gate(cell, x, state):
+    """What a GRU keeps of each unit."""
+    total = keras.ops.matmul(x, cell.kernel)
+    total += keras.ops.matmul(state, cell.recurrent_kernel)
+    if cell.use_bias:
+        total += keras.ops.sum(keras.ops.reshape(cell.bias, (-1, 3 * cell.units)), 0)
+    return cell.recurrent_activation(total[:, : cell.units])
+
+
 rule(layers.SimpleRNNCell)(_cell(1))
-rule(layers.GRUCell)(_cell(3))
+rule(layers.GRUCell)(_cell(3, carries=_update_gate))
 rule(layers.LSTMCell)(_cell(4))
 
 
@@ -73,16 +84,16 @@ def bidirectional(layer, x, initial_state=None, mask=None):
             ("backward_layer", given[half:]),
         )
     )
-    if [y.shape for y in forth.channels] != [y.shape for y in back.channels] or (
-        forth.gate.size != back.gate.size
-    ):
+    gates = [held.gate for held in (forth, back) if held.gate is not None]
+    sizes = {gate.size for gate in gates}
+    if len(gates) < 2 or len(sizes) > 1 or _shapes(forth) != _shapes(back):
         return barrier("its two directions have different units")
     # Keras takes the width of the one for that of the other: they go in pairs.
-    call.flow.table.tie(forth.gate.labels, back.gate.labels)
+    call.flow.table.tie(gates[0].labels, gates[1].labels)
     config = call.flow.binding(call).config
     config["layer"], config["backward_layer"] = forth.config, back.config
     merged = _merged(layer.merge_mode, forth.channels[0], back.channels[0])
-    call.gate = _both(forth, back, layer.merge_mode)  # type: ignore[assignment]
+    call.gate = _both(gates[0], gates[1], layer.merge_mode, merged[0].ndim)
     return [*merged, *forth.channels[1:], *back.channels[1:]]
 
 
@@ -93,10 +104,11 @@ def _held(name: str, x, states) -> Held:
         barrier(f"it holds {describe(layer)}, which is no recurrent layer")
     given = layer.compute_output_spec(keras.KerasTensor(x.shape))
     shapes = [tuple(y.shape) for y in keras.tree.flatten(given)]
-    held = enter(layer, (x, states) if states else (x,), shapes, name)
-    if held.gate is None:
-        barrier(f"the cell of {describe(layer)} has no units by its rule")
-    return held
+    return enter(layer, (x, states) if states else (x,), shapes, name)
+
+
+def _shapes(held: Held) -> list[tuple]:
+    return [channels.shape for channels in held.channels]
 
 
 def _merged(mode, forth, back) -> list[Channels]:
@@ -118,17 +130,20 @@ def _product(a, b):
     return np.where((a == 0) | (b == 0), 0.0, a * b)
 
 
-_JOINS = {"sum": np.add, "ave": lambda a, b: (a + b) / 2, "mul": _product}
+_JOINS: dict[str, Callable] = {
+    "sum": np.add,
+    "ave": lambda a, b: (a + b) / 2,
+    "mul": _product,
+}
 
 
-def _both(forth: Held, back: Held, mode) -> Gate:
+def _both(gate: Gate, other: Gate, mode, ndim: int) -> Gate:
     """The gates of the layer that reads forth, for that which reads back as well."""
-    gate, other = forth.gate, back.gate
     first = gate.outputs[0]
     heads = [first]
     if mode is None:
         heads.append(dataclasses.replace(first, output=1))
-    elif mode == "concat" and first.axis == forth.channels[0].ndim - 1:
+    elif mode == "concat" and first.axis == ndim - 1:
         gates = np.concatenate([first.gates] * 2)
         heads = [dataclasses.replace(first, gates=gates)]
     count = len(gate.outputs) - 1  # of states that are given out

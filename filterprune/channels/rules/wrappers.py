@@ -7,7 +7,6 @@ from filterprune.channels.holding import hold
 from filterprune.channels.registry import calls_models, rule
 from filterprune.channels.verbs import barrier, same
 
-
 calls_models(1, layers.TimeDistributed)
 
 
