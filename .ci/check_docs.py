@@ -71,7 +71,7 @@ def example_names() -> dict:
 def public_objects():
     """Everything with a public name, and where it is."""
     modules = [filterprune, filterprune.layers, filterprune.channels]
-    modules += [filterprune.criteria, filterprune.schedules]
+    modules += [filterprune.criteria, filterprune.plots, filterprune.schedules]
     for module in modules:
         names = getattr(module, "__all__", None) or [
             name

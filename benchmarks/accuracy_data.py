@@ -8,9 +8,9 @@ import numpy as np
 
 FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 RATIOS = (2, 4, 8)
-BATCH = 128
-EPOCHS = {"dense": 8, "tune": 4}
-RATE = 2e-3
+BATCH = 64
+EPOCHS = {"dense": 6, "tune": 6}
+RATE = 6e-3
 
 
 def load_fashion(count: int):

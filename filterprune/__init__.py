@@ -1,13 +1,15 @@
 """Structured pruning for Keras: convnets that are really smaller and faster."""
 
-from filterprune import channels, criteria, layers, schedules
+from filterprune import channels, criteria, layers, plots, schedules
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels import rule
 from filterprune.compaction import compact
 from filterprune.criteria import Criterion, register_criterion
 from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
+from filterprune.exporting import export_model
 from filterprune.gates import kept_indices, replay
+from filterprune.latency import LatencyModel, measure_latency
 from filterprune.recovery import recalibrate
 from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
 from filterprune.report import Report, analyze
@@ -18,6 +20,9 @@ from filterprune.schedules import (
     Schedule,
 )
 from filterprune.selection import prune
+from filterprune.sensitivities import Sensitivity, sensitivity
+from filterprune.shrinking import fit_shrinking
+from filterprune.tensorboard import PruningTensorBoard
 from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
 
@@ -28,11 +33,14 @@ __all__ = [
     "GroupLasso",
     "GrowingRegularization",
     "IterativeSparsity",
+    "LatencyModel",
     "PolynomialDecay",
+    "PruningTensorBoard",
     "PruningWarning",
     "Report",
     "ScaleL1",
     "Schedule",
+    "Sensitivity",
     "VerificationError",
     "__version__",
     "analyze",
@@ -40,14 +48,19 @@ __all__ = [
     "compact",
     "criteria",
     "distill",
+    "export_model",
+    "fit_shrinking",
     "kept_indices",
     "layers",
+    "measure_latency",
+    "plots",
     "prune",
     "recalibrate",
     "register_criterion",
     "replay",
     "rule",
     "schedules",
+    "sensitivity",
     "wrap",
     "wrap_model",
 ]

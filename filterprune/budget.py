@@ -2,14 +2,23 @@
 
 import dataclasses
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from filterprune.latency import LatencyModel, measure_latency
 from filterprune.schedules import check_sparsity
 from filterprune.slots import Slots
 
-TARGETS = ("filters", "params", "macs", "bytes")
-UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "filters": "filters"}
+TARGETS = ("filters", "params", "macs", "bytes", "latency")
+UNITS = {
+    "macs": "MACs",
+    "params": "parameters",
+    "bytes": "bytes",
+    "filters": "filters",
+    "latency": "seconds",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,19 +26,26 @@ class Budget:
     """What is counted, and how much of it may be left.
 
     Attributes:
-        target: `"filters"` counts the prunable filters; `"params"`, `"macs"` and
-            `"bytes"` what the whole model costs.
+        target: `"filters"` counts the prunable filters; `"params"`, `"macs"`,
+            `"bytes"` and `"latency"` what the whole model costs. A
+            `filterprune.LatencyModel` stands for the latency that it measured.
         budget: how much of it may be left at the end, or None where a fraction
             says so.
+        latency: the `LatencyModel`, once it is known, if that is the target.
     """
 
-    target: str = "filters"
+    target: Any = "filters"
     budget: float | None = None
+    latency: LatencyModel | None = None
 
     def __post_init__(self):
+        if isinstance(self.target, LatencyModel):
+            object.__setattr__(self, "latency", self.target)
+            object.__setattr__(self, "target", "latency")
         if self.target not in TARGETS:
             raise ValueError(
-                f"Expected `target` to be one of {list(TARGETS)}. "
+                f"Expected `target` to be one of {list(TARGETS)}, or what "
+                "`filterprune.measure_latency` returns. "
                 f"Received: target={self.target!r}"
             )
         if self.budget is None:
@@ -44,11 +60,41 @@ class Budget:
                 f"Received: budget={self.budget!r}"
             )
 
+    def measured(self, model) -> "Budget":
+        """The same, with the latency of a model measured if that is the target."""
+        if self.target != "latency" or self.latency is not None:
+            return self
+        return dataclasses.replace(self, latency=measure_latency(model))
+
     def left(self, slots: Slots, closed: np.ndarray) -> float:
         """How much is left with these slots closed."""
         if self.target == "filters":
             return float(slots.filters[~closed].sum())
+        if self.target == "latency":
+            return self._latency(slots).seconds(slots.alive(closed))
         return float(getattr(slots.cost(closed), self.target))
+
+    def prices(self, slots: Slots, closed: np.ndarray) -> np.ndarray:
+        """How much a slot of each group costs with these closed, `(groups,)`."""
+        slopes = self._latency(slots).slopes(slots.alive(closed))
+        prices = slots.by_group(slopes)
+        # A kernel of odd width may be slower: that is no reason to pay for nothing.
+        return np.maximum(prices, 1e-3 * np.abs(prices).mean())
+
+    def rehearse(self, slots: Slots, choose: Callable[[], np.ndarray]) -> None:
+        """Time the model with the slots closed that are chosen, to predict better."""
+        times = self.latency.rehearsals if self.latency is not None else 0
+        if times:
+            self._latency(slots).rehearse(lambda: slots.alive(choose()), times)
+
+    def _latency(self, slots: Slots) -> Any:
+        if self.latency is None:
+            raise ValueError("Expected a latency that was measured. Received: None")
+        return slots.bound(self.latency)
+
+    def number(self, amount: float) -> str:
+        """An amount of the target, for a message."""
+        return f"{amount:,.6f}" if self.target == "latency" else f"{amount:,.0f}"
 
     def full(self, slots: Slots) -> float:
         """How much there is with every gate open."""

@@ -8,6 +8,7 @@ from filterprune import criteria
 from filterprune.budget import Budget
 from filterprune.errors import PruningWarning
 from filterprune.limits import Limits
+from filterprune.origin import Origin
 from filterprune.schedules import (
     Schedule,
     Timetable,
@@ -33,9 +34,9 @@ class FilterPruningCallback(keras.callbacks.Callback):
             `Schedule`. Where it leaves out `end_step`, pruning ends after
             `end_fraction` of this fit's steps.
         frequency: every how many steps gates are closed, from the schedule's
-            `begin_step` on. Defaults to `100`.
+            `begin_step` on. Defaults to `20`.
         criterion: how filters are scored, as in `filterprune.prune`. Defaults
-            to `"l2"`.
+            to `"group"`.
         scope: what is ranked together, as in `filterprune.prune`. Defaults to
             `"global"`.
         min_filters: how many channels every group keeps at least. Defaults to
@@ -44,11 +45,12 @@ class FilterPruningCallback(keras.callbacks.Callback):
             of it (or all).
         end_fraction: the fraction of the fit's steps, in (0, 1], after which
             a schedule without `end_step` ends; the rest is for recovery.
-            Defaults to `0.6`.
+            Defaults to `0.15`: see `docs/choosing.rst`.
         target: what the schedule's sparsity is a fraction of: `"filters"`,
-            `"params"`, `"macs"` or `"bytes"`, as in `filterprune.prune`; `logs`
-            then also get `macs_removed` (`params_removed`, `bytes_removed`).
-            Defaults to `"filters"`.
+            `"params"`, `"macs"`, `"bytes"` or a latency that was measured, as in
+            `filterprune.prune`; `logs` then also get `macs_removed` (or
+            `params_removed`, `bytes_removed`, `latency_removed`). Defaults to
+            `"filters"`.
         budget: how much of the target may be left at the end, such as `5e8`
             MACs. The schedule then says how fast it is approached, and not how
             far. Defaults to `None`.
@@ -80,12 +82,12 @@ class FilterPruningCallback(keras.callbacks.Callback):
     def __init__(
         self,
         schedule,
-        frequency=100,
-        criterion="l2",
+        frequency=20,
+        criterion="group",
         scope="global",
         min_filters=1,
         round_to=None,
-        end_fraction=0.6,
+        end_fraction=0.15,
         target="filters",
         budget=None,
         rounding="nearest",
@@ -129,13 +131,40 @@ class FilterPruningCallback(keras.callbacks.Callback):
                 f"Expected `softness` to be in [0, 1). Received: softness={softness!r}"
             )
         self.softness = softness
+        # What the model was that `fit_shrinking` compacts again and again.
+        self.origin: Origin | None = None
 
     def on_train_begin(self, logs=None):
-        self._selector = Selector(self.model, self.criterion, self.limits, self.budget)
-        self._report(self._selector.sparsity())
+        self._begin(self.budget)
         self._times: Timetable | None = None
         if self.schedule.end_step is None:
             last_step(self, 0, 0, self.end_fraction)  # raises if it is not known
+
+    def on_shrink(self, origin: Origin) -> None:
+        """Go on with a model that was compacted and wrapped again."""
+        self.origin = origin
+        self._begin(self._selector.budget)
+
+    def _begin(self, budget: Budget) -> None:
+        self._selector = Selector(
+            self.model, self.criterion, self.limits, budget, self.origin
+        )
+        self._report(self._selector.sparsity())
+
+    @property
+    def selector(self) -> Selector:
+        """What scores filters and sets gates, in `fit` and after."""
+        return self._selector
+
+    def is_settled(self) -> bool:
+        """Whether what is closed stays closed."""
+        times, step = self._times, optimizer_step(self.model)
+        return times is None or not self._is_soft(step, times)
+
+    def is_done(self) -> bool:
+        """Whether the schedule has come to its end."""
+        times = self._times
+        return times is not None and optimizer_step(self.model) >= times.end
 
     def on_epoch_begin(self, epoch, logs=None):
         # Here, not in `on_train_begin`: by now a resumed run is restored.
@@ -144,8 +173,9 @@ class FilterPruningCallback(keras.callbacks.Callback):
             self._plan, self._times = self._planned(step, epoch)
             self._final = self._plan(self._times.end)
             if self.budget.budget is not None:
-                self._final = self.budget.fraction(self._selector.slots, None)
-            self._selector.check_reachable(self._final)
+                budget = self._selector.budget
+                self._final = budget.fraction(self._selector.slots, None)
+            self._selector.rehearse(self._final)
         self._before = step
         self._next = self._times.after(step)
         if self._times.due(step):

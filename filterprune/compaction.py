@@ -5,20 +5,14 @@ import warnings
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Binding, Call, Place
+from filterprune.channels.flow import Call, Place
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
-from filterprune.channels.trace import copy_operation, is_layer
 from filterprune.compiling import Move, compile_alike
 from filterprune.errors import PruningWarning
-from filterprune.rebuilding import (
-    Rebuilder,
-    copy_layer,
-    copy_weights,
-    states_of,
-    warn_of_ties,
-)
+from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
+from filterprune.resizing import Resizer
 from filterprune.slots import masked_analysis
 from filterprune.verification import verify_same
 
@@ -88,79 +82,26 @@ def _warn_of(stays: dict[int, str]) -> None:
         )
 
 
-class _Compactor:
+class _Compactor(Resizer):
     """One compaction: new operations, sliced weights."""
 
     def __init__(self, analysis: Analysis, survivors: Survivors, folds):
-        self.analysis = analysis
-        self.survivors = survivors
+        super().__init__(analysis, survivors)
         self.folds = folds
-        # Of several calls of a layer the first, of those with gates if there are.
-        calls = sorted(analysis.flow.calls, key=lambda call: call.gate is None)
-        self.calls = {id(call.layer): call for call in reversed(calls)}
         self.needs_bias = {
             id(call.op)
             for call in analysis.flow.calls
             if id(call.op) in folds and not call.op.use_bias
         }
-        self.rebuilder = Rebuilder(
-            self._make, self._shape, self._arguments, self._after
-        )
 
-    def build(self):
-        return self.rebuilder.rebuild(self.analysis.model)
-
-    def _shape(self, tensor):
-        return self.survivors.shape(self.analysis.flow.tensors[id(tensor)])
-
-    def _binding(self, op) -> Binding | None:
-        call = self.calls.get(id(op))
-        return None if call is None else self.analysis.flow.bindings.get(id(call.op))
-
-    def _make(self, op):
-        """The operation that takes the place of `op`: unmasked, resized."""
-        call = self.calls[id(op)]
-        binding = self.analysis.flow.bindings.get(id(call.op))
-        changes = {}
-        if binding is not None:
-            changes = {key: fn(self.survivors) for key, fn in binding.config.items()}
-        if not is_layer(op):
-            return copy_operation(op, **changes)
-        if id(call.op) in self.needs_bias:
-            changes["use_bias"] = True
-        if getattr(op, "is_added", False):
-            return None
-        if op is not call.op:
-            changes["name"] = op.name
-        return copy_layer(call.op, **changes)
-
-    def _arguments(self, op, args, kwargs):
-        """The arguments of a call, constant arrays sliced."""
-        binding = self._binding(op)
-        if binding is not None and binding.rewrite is not None:
-            args, kwargs = binding.rewrite(self.survivors, args, kwargs)
-        if binding is None or not binding.arguments:
-            return args, kwargs
-
-        def switch(value):
-            channels = binding.arguments.get(id(value))
-            if channels is None:
-                return value
-            array = keras.ops.convert_to_numpy(value)
-            for axis in range(channels.ndim):
-                kept = self.survivors.along(channels, axis)
-                if kept is not None:
-                    array = np.compress(kept, array, axis=axis)
-            return array
-
-        return keras.tree.map_structure(switch, (args, kwargs))
+    def _changes(self, call: Call) -> dict:
+        return {"use_bias": True} if id(call.op) in self.needs_bias else {}
 
     def _after(self, op):
         """What multiplies in the gates that cannot be put in weights."""
-        call = self.calls.get(id(op))
-        binding = self._binding(op)
+        call, binding = self.calls.get(id(op)), self._binding(op)
         if binding is not None and binding.after is not None:
-            return binding.after(self.survivors)
+            return super()._after(op)
         if call is None or call.mask is None or call.gate is None:
             return None
         gate, kept = self._surviving_gates(call)

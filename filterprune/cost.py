@@ -9,6 +9,7 @@ import numpy as np
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
+from filterprune.counting import Counter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +54,14 @@ class CostModel:
         self._rest: list[int] = []
         self._vectors: list[list[int]] = []
         self._unit: list[tuple[int, int, int]] = []
-        self._known: dict[bytes, int] = {}
-        self._roots: list[np.ndarray] = []
-        self._times: list[np.ndarray] = []
+        self._counter = Counter()
         self._collect()
         self._layer_of = np.array(self._layer, int)
         width = max((len(v) for v in self._vectors), default=0)
-        empty = len(self._roots)  # a vector of one channel that always stays
+        nothing = self._counter.nothing
         self._index = np.array(
-            [v + [empty] * (width - len(v)) for v in self._vectors], int
+            [v + [nothing] * (width - len(v)) for v in self._vectors], int
         ).reshape(len(self._vectors), width)
-        self._ids = np.repeat(np.arange(empty), [r.size for r in self._roots])
-        self._flat_roots = np.concatenate([np.zeros(0, int), *self._roots])
-        self._flat_times = np.concatenate([np.zeros(0, int), *self._times])
 
     def _collect(self) -> None:
         layers: dict[int, dict[int, int]] = {}
@@ -92,7 +88,7 @@ class CostModel:
             for axis, labels in enumerate(axes.get(id(weight), ())):
                 if labels is not None:
                     shape[axis] = 1
-                    vectors.append(self._vector(labels))
+                    vectors.append(self._counter.add(self._analysis.roots[labels]))
             numbers[id(weight)] = len(self._layer)
             self._layer.append(len(self._paths) - 1)
             self._rest.append(math.prod(shape))
@@ -100,20 +96,9 @@ class CostModel:
             self._unit.append((1, 0, _itemsize(weight.dtype)))
         return numbers
 
-    def _vector(self, labels) -> int:
-        roots, times = np.unique(self._analysis.roots[labels], return_counts=True)
-        key = roots.tobytes() + times.tobytes()
-        if key not in self._known:
-            self._known[key] = len(self._roots)
-            self._roots.append(roots)
-            self._times.append(times)
-        return self._known[key]
-
     def _sizes(self, alive: np.ndarray) -> np.ndarray:
         """How many entries each weight has left, `(weights,)`."""
-        left = self._flat_times * alive[self._flat_roots]
-        counts = np.bincount(self._ids, left, minlength=len(self._roots) + 1)
-        counts[-1] = 1
+        counts = self._counter.count(alive)
         return np.array(self._rest) * counts[self._index].prod(axis=1)
 
     def _units(self) -> np.ndarray:

@@ -101,6 +101,16 @@ def distill(
     return student
 
 
+def go_on_learning(old, new) -> None:
+    """Let a model made of a student learn from its teacher too, if it has one."""
+    lesson = vars(old).get("compute_loss")
+    if isinstance(lesson, _Lesson):
+        new.compute_loss = dataclasses.replace(
+            lesson, student=new, plain=new.compute_loss
+        )
+        new.train_function = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Lesson:
     """A student's `compute_loss` with what its teacher says.

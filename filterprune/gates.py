@@ -5,8 +5,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from filterprune.channels.groups import study
+from filterprune.channels.trace import parts_of
+from filterprune.layers.base import Masked
 from filterprune.slots import masked_analysis
 from filterprune.wrapping import wrap_paths
+
+
+def is_masked(model) -> bool:
+    """Whether a model has layers with gates."""
+    return any(isinstance(part, Masked) for part in parts_of(model))
 
 
 def kept_indices(masked) -> dict[str, list[int]]:

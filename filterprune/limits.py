@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,16 +157,9 @@ class Limits:
     def _check_patterns(self, groups) -> None:
         scope = self.scope if isinstance(self.scope, Mapping) else {}
         for patterns in (self.overrides, *scope.values()):
-            for pattern in [patterns] if isinstance(patterns, str) else patterns:
-                if not any(matches(group, pattern) for group in groups):
-                    names = [name for group in groups for name in group.layers]
-                    near = difflib.get_close_matches(pattern, names, n=1)
-                    hint = f" Did you mean '{near[0]}'?" if near else ""
-                    raise ValueError(
-                        "Expected every pattern to match a layer that can be pruned. "
-                        f"Received: {pattern!r}, which matches none.{hint} Such "
-                        f"layers are {names[:8]}."
-                    )
+            check_patterns(
+                groups, [patterns] if isinstance(patterns, str) else patterns
+            )
 
     def pools(self, slots: Slots) -> list[np.ndarray]:
         """The groups that are ranked together, as arrays of their numbers."""
@@ -208,6 +201,20 @@ def matches(group: Group, pattern: str) -> bool:
         or path.startswith(f"{pattern}/")
         for path in group.layers
     )
+
+
+def check_patterns(groups: Sequence[Group], patterns: Iterable[str]) -> None:
+    """Raise unless every pattern matches a group."""
+    for pattern in patterns:
+        if not any(matches(group, pattern) for group in groups):
+            names = [name for group in groups for name in group.layers]
+            near = difflib.get_close_matches(pattern, names, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(
+                "Expected every pattern to match a layer that can be pruned. "
+                f"Received: {pattern!r}, which matches none.{hint} Such "
+                f"layers are {names[:8]}."
+            )
 
 
 def _check_count(name: str, value) -> None:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from filterprune import criteria
+from filterprune.origin import Origin
 from filterprune.schedules import is_integer, last_step, optimizer_step
 from filterprune.slots import Part, Slots, masked_analysis
 
@@ -25,7 +26,7 @@ class GroupRegularizer(keras.callbacks.Callback):
             time for so many steps at once. Defaults to `10`.
         end_step: the optimizer's step after which weights are left alone. If
             `None`, the default, that is after `end_fraction` of the fit's steps.
-        end_fraction: that fraction, in (0, 1]. Defaults to `0.6`, where
+        end_fraction: that fraction, in (0, 1]. Defaults to `0.15`, where
             `FilterPruningCallback` ends by default.
 
     Raises:
@@ -35,7 +36,7 @@ class GroupRegularizer(keras.callbacks.Callback):
 
     roles: tuple[str, ...] = ("maker", "reader")
 
-    def __init__(self, strength, frequency=10, end_step=None, end_fraction=0.6):
+    def __init__(self, strength, frequency=10, end_step=None, end_fraction=0.15):
         super().__init__()
         if isinstance(strength, bool) or not strength > 0:
             raise ValueError(
@@ -76,6 +77,10 @@ class GroupRegularizer(keras.callbacks.Callback):
         if self.end_step is None:
             last_step(self, 0, 0, self.end_fraction)  # raises if it is not known
         self._planned = False
+
+    def on_shrink(self, origin: Origin) -> None:
+        """Go on with a model that was compacted and wrapped again."""
+        self._slots = origin.current
 
     def on_epoch_begin(self, epoch, logs=None):
         step = optimizer_step(self.model)
@@ -150,7 +155,7 @@ class GroupLasso(GroupRegularizer):
         Yuan and Lin, JRSS B 68 (2006).
     """
 
-    def __init__(self, strength=1e-4, frequency=10, end_step=None, end_fraction=0.6):
+    def __init__(self, strength=1e-4, frequency=10, end_step=None, end_fraction=0.15):
         super().__init__(strength, frequency, end_step, end_fraction)
 
     def shrink(self, slots, parts, amount):
@@ -199,7 +204,7 @@ class ScaleL1(GroupRegularizer):
 
     roles = ("scale",)
 
-    def __init__(self, strength=1e-3, frequency=10, end_step=None, end_fraction=0.6):
+    def __init__(self, strength=1e-3, frequency=10, end_step=None, end_fraction=0.15):
         super().__init__(strength, frequency, end_step, end_fraction)
 
     def on_train_begin(self, logs=None):
@@ -237,7 +242,7 @@ class GrowingRegularization(GroupRegularizer):
         sparsity: the fraction of slots that it acts on, in (0, 1). Defaults to
             `0.5`.
         criterion: how slots are ranked, as in `filterprune.prune`. Defaults to
-            `"l2"`.
+            `"group"`.
         frequency, end_step, end_fraction: as in
             `filterprune.regularization.GroupRegularizer`.
 
@@ -259,10 +264,10 @@ class GrowingRegularization(GroupRegularizer):
         self,
         strength=1.0,
         sparsity=0.5,
-        criterion="l2",
+        criterion="group",
         frequency=10,
         end_step=None,
-        end_fraction=0.6,
+        end_fraction=0.15,
     ):
         super().__init__(strength, frequency, end_step, end_fraction)
         if isinstance(sparsity, bool) or not 0 < sparsity < 1:
@@ -280,6 +285,12 @@ class GrowingRegularization(GroupRegularizer):
             order = np.argsort(self.criterion.score(self._slots), kind="stable")
             self._chosen = np.zeros(self._slots.count, bool)
             self._chosen[order[: int(self.sparsity * order.size + 0.5)]] = True
+
+    def on_shrink(self, origin):
+        super().on_shrink(origin)
+        moved = origin.moved[self._chosen]
+        self._chosen = np.zeros(self._slots.count, bool)
+        self._chosen[moved[moved >= 0]] = True
 
     def shrink(self, slots, parts, amount):
         progress = (self._done - self._begin) / max(self._end - self._begin, 1)

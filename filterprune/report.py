@@ -1,55 +1,16 @@
 """The report: what can be pruned, what cannot and why, and what it costs."""
 
 import dataclasses
-import io
+import json
+from typing import Any
 
 import numpy as np
 
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, layer_costs, total
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupReport:
-    """One group: layers whose channels are kept or removed together.
-
-    Attributes:
-        name: the first layer's path, and how many more there are.
-        layers: the paths of all layers that make the channels.
-        size: how many channels each of them has in this group.
-        alive: how many of those survive.
-        filters: how many filters the group has over all its layers.
-        reason: why nothing in it can be pruned; `None` if it can.
-        stays: why closed channels stay nonetheless, each reason once.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    size: int
-    alive: int
-    filters: int
-    reason: str | None
-    stays: tuple[str, ...] = ()
-
-    @property
-    def prunable(self) -> bool:
-        """Whether channels of the group can be removed."""
-        return self.reason is None
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """One layer with weights.
-
-    Attributes:
-        name: the layer's path.
-        before, after: what it costs as it is, and compacted.
-    """
-
-    name: str
-    before: Cost
-    after: Cost
+from filterprune.reporting import findings, page, records, text
+from filterprune.reporting.parts import GroupReport, LayerReport, NodeReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +24,8 @@ class Report:
         layers: a `LayerReport` for each layer with weights, in graph order.
         barriers: what could not be understood, and why, in words.
         before, after: the `Cost` of the model as it is, and compacted.
+        nodes: a `NodeReport` for each input and each call of a layer or an
+            operation, in graph order: the graph, nested models seen through.
     """
 
     model_name: str
@@ -72,6 +35,7 @@ class Report:
     barriers: tuple[str, ...]
     before: Cost
     after: Cost
+    nodes: tuple[NodeReport, ...] = ()
 
     @property
     def prunable(self) -> tuple[GroupReport, ...]:
@@ -89,63 +53,84 @@ class Report:
         Args:
             width: how many characters a line has at most. Defaults to 100.
         """
-        from rich.console import Console
-
-        stream = io.StringIO()
-        console = Console(file=stream, width=width, color_system=None)
-        for table in self._tables():
-            console.print(table)
-        return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+        return text.render(self, width)
 
     def __str__(self) -> str:
         return self.render()
 
-    def _tables(self):
-        from rich import box
-        from rich.markup import escape
-        from rich.table import Table
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dicts, lists, strings and numbers, for JSON.
 
-        groups = Table(
-            title=escape(f"Groups of channels in '{self.model_name}'"),
-            box=box.SIMPLE_HEAD,
-            title_justify="left",
-        )
-        groups.add_column("layers", overflow="fold")
-        groups.add_column("size", justify="right")
-        groups.add_column("alive", justify="right")
-        groups.add_column("prunable", overflow="fold")
-        for group in self.groups:
-            words = "yes" if group.prunable else f"no: {group.reason}"
-            words += "".join(f"; some stay: {reason}" for reason in group.stays)
-            groups.add_row(
-                escape(group.name), str(group.size), str(group.alive), escape(words)
-            )
-        yield groups
-        if self.barriers:
-            barriers = Table(title="Not understood", box=box.SIMPLE_HEAD)
-            barriers.title_justify = "left"
-            barriers.add_column("what, and why", overflow="fold")
-            for barrier in self.barriers:
-                barriers.add_row(escape(barrier))
-            yield barriers
-        costs = Table(title="Cost", box=box.SIMPLE_HEAD, title_justify="left")
-        costs.add_column("layer", overflow="fold")
-        for name in ("params", "MACs", "bytes"):
-            costs.add_column(name, justify="right", no_wrap=True)
-        for layer in self.layers:
-            costs.add_row(escape(layer.name), *_cells(layer.before, layer.after))
-        costs.add_section()
-        costs.add_row("total", *_cells(self.before, self.after))
-        yield costs
+        Returns:
+            A dict with `model`, `masked`, `before`, `after`, `groups`, `layers`,
+            `nodes` and `barriers`, as the attributes of `Report`.
+        """
+        return records.to_dict(self)
 
+    def to_json(self, indent: int | None = None) -> str:
+        """The report as JSON.
 
-def _cells(before: Cost, after: Cost) -> list[str]:
-    """Each figure, and what it becomes if that is something else."""
-    cells = []
-    for name in ("params", "macs", "bytes"):
-        old, new = getattr(before, name), getattr(after, name)
-        cells.append(f"{old:,}" if old == new else f"{old:,} \u2192 {new:,}")
-    return cells
+        Args:
+            indent: by how many spaces to indent, as in `json.dumps`. Defaults to
+                `None`: everything on one line.
+
+        Returns:
+            What `to_dict()` gives, as a string.
+        """
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The layers as flat records, for `pandas.DataFrame(report.rows())`.
+
+        Returns:
+            For each layer with weights, in graph order, a dict with the keys
+            `layer`, `kind`, `makes` (whether it makes channels), `prunable`
+            (`None` where it makes none), `reason` (why something in it stays,
+            or `None`), `width`, `width_after`, `removed` (a fraction of the
+            width), `params`, `params_after`, `macs`, `macs_after`, `bytes` and
+            `bytes_after`.
+        """
+        return records.to_rows(self)
+
+    def to_html(self) -> str:
+        """The report as one page of HTML that needs no other file.
+
+        It has the totals, the graph drawn and coloured by what is removed, the
+        layers as a table that can be sorted, and the groups with the reasons
+        for what stays. It follows the light or dark scheme of the reader.
+
+        Returns:
+            The page.
+
+        Example:
+
+        ```python
+        import pathlib
+
+        page = filterprune.analyze(masked).to_html()
+        pathlib.Path("report.html").write_text(page, encoding="utf-8")
+        ```
+        """
+        return page.render(self)
+
+    def _repr_html_(self) -> str:
+        return page.tables(self)
+
+    def plot(self, ax=None):
+        """Plot the width of every layer, as it is and compacted.
+
+        Args:
+            ax: the `matplotlib` axes to draw on. Defaults to `None`: new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        from filterprune import plots
+
+        return plots.widths(self, ax=ax)
 
 
 def analyze(model) -> Report:
@@ -179,29 +164,18 @@ def analyze(model) -> Report:
 def report_on(analysis: Analysis) -> Report:
     """The report on an analysis that was made already."""
     dead, _, stays = analysis.decide()
-    everything = analysis.survivors(np.zeros_like(dead))
-    before = layer_costs(analysis, everything)
-    after = layer_costs(analysis, analysis.survivors(dead))
-    groups = tuple(
-        GroupReport(
-            group.name,
-            group.layers,
-            group.size,
-            int((~dead[group.roots]).sum()),
-            int(group.filters.sum()),
-            group.reason,
-            tuple(
-                sorted({stays[root] for root in group.roots.tolist() if root in stays})
-            ),
-        )
-        for group in analysis.groups
-    )
+    survivors = analysis.survivors(dead)
+    before = layer_costs(analysis, analysis.survivors(np.zeros_like(dead)))
+    after = layer_costs(analysis, survivors)
+    groups = findings.group_parts(analysis, dead, stays)
+    nodes = findings.node_parts(analysis, survivors, groups)
     return Report(
         analysis.model.name,
         bool(analysis.masks),
         groups,
-        tuple(LayerReport(name, before[name], after[name]) for name in before),
+        findings.layer_parts(nodes, before, after),
         tuple(analysis.flow.barriers.values()),
         total(before),
         total(after),
+        nodes,
     )

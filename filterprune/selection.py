@@ -8,8 +8,13 @@ from filterprune import criteria
 from filterprune.budget import UNITS, Budget
 from filterprune.errors import PruningWarning
 from filterprune.limits import Limits
+from filterprune.origin import Origin
 from filterprune.schedules import check_sparsity
-from filterprune.slots import Slots, masked_analysis
+from filterprune.slots import Slots
+
+# How often prices are looked up anew where closing slots changes them.
+ROUNDS = 5
+TINY = 1e-12
 
 
 class Selector:
@@ -24,6 +29,8 @@ class Selector:
         criterion: see `filterprune.prune`.
         limits: a `filterprune.limits.Limits`.
         budget: a `filterprune.budget.Budget`: of what a fraction is removed.
+        origin: what the model was before it was compacted and wrapped again: all
+            fractions are of that. Defaults to the model itself.
 
     Raises:
         ValueError: if the model has no gates, nothing in it is prunable, or a
@@ -33,14 +40,16 @@ class Selector:
     def __init__(
         self,
         model,
-        criterion="l2",
+        criterion="group",
         limits: Limits | None = None,
         budget: Budget | None = None,
+        origin: Origin | None = None,
     ):
         self.criterion = criteria.get(criterion)
         self.limits = limits or Limits()
-        self.budget = budget or Budget()
-        self.slots = Slots(masked_analysis(model))
+        self._origin = origin or Origin(model)
+        self.slots = self._origin.slots
+        self.budget = (budget or Budget()).measured(self.slots.model)
         self.bounds = self.limits.bounds(self.slots.groups)
         self.pools = self.limits.pools(self.slots)
 
@@ -56,11 +65,11 @@ class Selector:
 
     def closed(self) -> np.ndarray:
         """Which slots are closed by all their makers' gates, `(slots,)` bool."""
-        return self.slots.closed()
+        return self._origin.closed()
 
     def set_gates(self, closed: np.ndarray) -> None:
         """Set every gate in the model by its slot; gates without one stay."""
-        self.slots.set_gates(closed)
+        self._origin.set_gates(closed)
 
     def scores(self) -> np.ndarray:
         """The importance of every slot, `(slots,)` float.
@@ -68,7 +77,7 @@ class Selector:
         Raises:
             ValueError: if a layer's weights, or its scores, are not finite.
         """
-        return self.criterion.score(self.slots)
+        return self._origin.scores(self.criterion)
 
     def sparsity(self) -> float:
         """The fraction of the prunable filters whose gates are closed."""
@@ -118,13 +127,28 @@ class Selector:
             )
             return
         full = self.budget.full(self.slots)
+        wanted, has, least = (
+            self.budget.number(share * full)
+            for share in (1 - fraction, 1, 1 - reachable)
+        )
         raise ValueError(
-            f"Expected a budget within reach. Received: {(1 - fraction) * full:,.0f} "
-            f"{UNITS[target]} for '{name}', which has {full:,.0f} of them and, with "
-            f"{bounds}, keeps at least {(1 - reachable) * full:,.0f}: a fraction of "
-            f"{reachable:.3f} can be removed. Ask for less, lower those bounds, or see "
+            f"Expected a budget within reach. Received: {wanted} {UNITS[target]} for "
+            f"'{name}', which has {has} of them and, with {bounds}, keeps at least "
+            f"{least}: a fraction of {reachable:.3f} can be removed. Ask for less, "
+            "lower those bounds, or see "
             "`print(filterprune.analyze(masked))` for what cannot be pruned and why."
         )
+
+    def rehearse(self, fraction: float) -> None:
+        """Time what a fraction would leave, if latency is the target.
+
+        Raises:
+            ValueError: if the fraction turns out to be out of reach.
+        """
+        self.check_reachable(fraction)
+        if self.budget.target == "latency":
+            self.budget.rehearse(self.slots, lambda: self.select(fraction))
+            self.check_reachable(fraction)
 
     def select(self, fraction: float, progress: float = 1.0, reopen=False):
         """Choose which slots are closed for a fraction, `(slots,)` bool.
@@ -142,12 +166,25 @@ class Selector:
         if reopen:
             closed = np.zeros_like(closed)
         order = np.where(closed, -np.inf, self.scores())
+        if self.budget.target == "latency":
+            return self._trade(order, closed, fraction, progress)
         key = self._keys(order, closed)
         plain = self.limits.round_to is None or self.limits.scope == "layer"
         if plain and self.budget == Budget():
             halves = 1e-9 if self.limits.scope == "layer" else -1e-9  # up, or down
             return self._cut(order, closed, key < fraction + halves, progress)
         return self._search(order, closed, key, fraction, progress)
+
+    def _trade(self, order, closed, fraction, progress):
+        """Close the slots that are worth least for what they cost."""
+        chosen, prices = closed, None
+        for _ in range(ROUNDS):
+            found = self.budget.prices(self.slots, chosen)
+            prices = found if prices is None else np.sqrt(prices * found)
+            worth = worth_of_price(self.slots, order, prices)
+            key = self._keys(order, closed, worth)
+            chosen = self._search(order, closed, key, fraction, progress)
+        return chosen
 
     def _search(self, order, closed, key, fraction, progress):
         """Close the slots that are next until enough is gone."""
@@ -194,11 +231,17 @@ class Selector:
             chosen[part.start + ranked[: ranked.size - count]] = True
         return chosen
 
-    def _keys(self, order, closed) -> np.ndarray:
+    def _keys(self, order, closed, worth=None) -> np.ndarray:
         """After which fraction of its pool each slot is to close, `(slots,)`.
 
         Infinite for those that the limits keep.
+
+        Args:
+            order: how those of one group rank.
+            closed: which are closed already.
+            worth: how groups rank among each other, if not by `order`.
         """
+        worth = order if worth is None else worth
         filters, slices = self.slots.filters, self.slots.slices
         allowed, ranks = ~closed, np.zeros(order.size)
         for bounds, part in zip(self.bounds, slices, strict=True):
@@ -211,7 +254,7 @@ class Selector:
         for pool in self.pools:
             parts = np.isin(self.slots.group_of, pool)
             members = np.flatnonzero(parts & allowed)
-            ranked = members[np.lexsort((ranks[members], order[members]))]
+            ranked = members[np.lexsort((ranks[members], worth[members]))]
             gone = filters[parts & closed].sum()
             spent = gone + np.cumsum(filters[ranked])
             # The last slot is taken if that comes nearer to the fraction.
@@ -233,14 +276,46 @@ class Selector:
             The sparsity reached, which limits and rounding may hold off.
         """
         chosen = self.select(fraction, progress, reopen)
-        self.slots.set_gates(chosen, soft)
+        self._origin.set_gates(chosen, soft)
         return self._sparsity(chosen)
+
+
+def worth_of_price(slots: Slots, scores: np.ndarray, prices: np.ndarray) -> np.ndarray:
+    """What each slot adds for what it costs, `(slots,)`.
+
+        worth[i] = value[i] / (share[i] * price[group])
+
+    where `value` is the score of all filters of a slot, and `share` the part of the
+    group's value that there is with the slot and all that rank above it. Closing
+    what is worth least maximises `sum(value of a group * log(share kept))` for what
+    all costs: plain values would close whole groups that are dear.
+
+    Args:
+        slots: the slots.
+        scores: `(slots,)`; -inf for slots that are closed.
+        prices: what a slot of each group costs, `(groups,)`.
+
+    Reference:
+        Shen et al., "Structural Pruning via Latency-Saliency Knapsack", NeurIPS
+        2022, https://arxiv.org/abs/2210.06659, for importance against latency; Lee
+        et al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021,
+        https://arxiv.org/abs/2010.07611, for shares of what ranks above.
+    """
+    worth = np.full(scores.size, -np.inf)
+    for part, price in zip(slots.slices, prices, strict=True):
+        values = np.where(np.isfinite(scores[part]), scores[part], 0.0)
+        values = np.maximum(values, 0) * slots.filters[part]
+        ranked = np.argsort(scores[part], kind="stable")
+        above = np.cumsum(values[ranked][::-1])[::-1]
+        share = above / above[0] if above[0] > 0 else np.ones(above.size)
+        worth[part.start + ranked] = values[ranked] / np.maximum(share, TINY) / price
+    return np.where(np.isfinite(scores), worth, -np.inf)
 
 
 def prune(
     masked,
     sparsity=None,
-    criterion="l2",
+    criterion="group",
     scope="global",
     min_filters=1,
     round_to=None,
@@ -260,7 +335,7 @@ def prune(
         criterion: a name such as `"l2"` (see `filterprune.criteria`), a
             `filterprune.Criterion`, or a function from a kernel of shape
             `(weights, filters)` to scores of shape `(filters,)`. Defaults to
-            `"l2"`.
+            `"group"`.
         scope: what is ranked together. `"global"`: all filters, each layer's
             scores divided by their mean; `"layer"`: each group by itself, so
             that all lose the same fraction; `"isomorphic"`: groups of like
@@ -272,9 +347,12 @@ def prune(
             of it (or all).
         target: what is counted: `"filters"`, or what the whole model costs in
             `"params"`, `"macs"` (multiply-accumulates of one sample) or
-            `"bytes"` of weights. Defaults to `"filters"`.
-        budget: how much of the target may be left, such as `5e8` MACs, instead
-            of `sparsity`.
+            `"bytes"` of weights; or what `filterprune.measure_latency` returns,
+            for seconds on this machine (`"latency"` measures, for one sample).
+            For latency filters are ranked by how much they add for their time.
+            Defaults to `"filters"`.
+        budget: how much of the target may be left, such as `5e8` MACs or `0.01`
+            seconds, instead of `sparsity`.
         rounding: to which multiple of `round_to`: `"nearest"`, `"up"` or
             `"down"`. Defaults to `"nearest"`.
         max_sparsity: the fraction of a group that may be closed at most.
@@ -293,8 +371,8 @@ def prune(
         TypeError: if `masked` is no Keras model, or neither `sparsity` nor
             `budget` is a number.
         ValueError: if an argument is out of range, the model has no gates,
-            nothing in it can be pruned, or `params`, `macs` or `bytes` cannot be
-            brought down so far: the message has the smallest figure. No gate is
+            nothing in it can be pruned, or what it costs cannot be brought down
+            so far: the message has the smallest figure. No gate is
             changed then.
 
     Example:
@@ -318,6 +396,6 @@ def prune(
     )
     wanted = Budget(target, budget)
     selector = Selector(masked, criterion, limits, wanted)
-    fraction = wanted.fraction(selector.slots, sparsity)
-    selector.check_reachable(fraction)
+    fraction = selector.budget.fraction(selector.slots, sparsity)
+    selector.rehearse(fraction)
     return selector.update(fraction)

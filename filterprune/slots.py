@@ -7,6 +7,7 @@ one group stand side by side, groups in graph order.
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -81,7 +82,9 @@ class Slots:
         self.group_of = np.repeat(np.arange(len(sizes)), sizes)
         self.filters = np.concatenate([group.filters for group in self.groups])
         self._slot = np.full(analysis.flow.table.count, -1)
-        self._slot[np.concatenate([g.roots for g in self.groups])] = np.arange(ends[-1])
+        self._roots = np.concatenate([group.roots for group in self.groups])
+        self._slot[self._roots] = np.arange(ends[-1])
+        self._bound: dict[int, tuple[Any, Any]] = {}
         self._masks = [(call.mask, self.of_call(call)) for call in analysis.masks]
 
     @property
@@ -132,12 +135,25 @@ class Slots:
     def costs(self) -> CostModel:
         return CostModel(self.analysis)
 
+    def alive(self, closed: np.ndarray) -> np.ndarray:
+        """Which labels' roots are alive with these slots removed, `(labels,)`."""
+        known = self._slot >= 0
+        return ~np.where(known, closed[self._slot], False)
+
     def cost(self, closed: np.ndarray) -> Cost:
         """What the model costs with these slots removed."""
-        dead = np.zeros(self.analysis.flow.table.count, bool)
-        known = self._slot >= 0
-        dead[known] = closed[self._slot[known]]
-        return self.costs.total(~dead)
+        return self.costs.total(self.alive(closed))
+
+    def bound(self, model):
+        """A cost model such as `filterprune.LatencyModel`, for this model."""
+        if id(model) not in self._bound:
+            self._bound[id(model)] = (model, model.bind(self.analysis))
+        return self._bound[id(model)][1]
+
+    def by_group(self, values: np.ndarray) -> np.ndarray:
+        """The mean over each group's slots of values of labels, `(groups,)`."""
+        sums = np.bincount(self.group_of, values[self._roots])
+        return sums / np.bincount(self.group_of)
 
     @functools.cached_property
     def structures(self) -> dict[int, frozenset]:

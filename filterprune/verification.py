@@ -1,5 +1,6 @@
 """Checking that two models compute the same function."""
 
+import dataclasses
 import warnings
 
 import keras
@@ -12,6 +13,53 @@ from filterprune.errors import PruningWarning, VerificationError
 
 # What float rounding may do, relative to the largest output.
 TOLERANCES = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How far apart two models are.
+
+    Attributes:
+        difference: the largest difference between two outputs, relative to the
+            largest value that is expected there; `inf` if they differ in
+            number, in shape or in where they are finite.
+        tolerance: the difference that float rounding explains.
+    """
+
+    difference: float
+    tolerance: float
+
+    @property
+    def same(self) -> bool:
+        """Whether both compute the same, up to rounding."""
+        return self.difference <= self.tolerance
+
+
+def compare(model, other, inputs=None, tolerance=None) -> Comparison:
+    """Compare what two models compute in inference.
+
+    Args:
+        model: a built functional or sequential model: what is expected.
+        other: another one, or a function from inputs to outputs.
+        inputs: arrays in the structure that `model` takes. Defaults to
+            `generate_inputs(model)`.
+        tolerance: the difference to allow. Defaults to that of the least exact
+            dtype in which `model` computes.
+
+    Returns:
+        A `Comparison`.
+    """
+    inputs = generate_inputs(model) if inputs is None else inputs
+    old = _run(model, inputs)
+    if isinstance(other, keras.Model):
+        new = _run(other, inputs)
+    else:
+        new = keras.tree.flatten(other(inputs))
+    if tolerance is None:
+        tolerance = TOLERANCES[_coarsest(model, old[0])]
+    if [tuple(a.shape) for a in old] != [tuple(b.shape) for b in new]:
+        return Comparison(float("inf"), tolerance)
+    return Comparison(_largest_difference(old, new), tolerance)
 
 
 def generate_inputs(model, batch_size=2, seed=0, size=64):

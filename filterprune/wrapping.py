@@ -4,10 +4,12 @@ import difflib
 from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 
 from filterprune.channels.flow import Call, gate_of
 from filterprune.channels.groups import Analysis, needs_gate, study
 from filterprune.channels.registry import known_type, layer_rule, unseen_axis
+from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import (
     check_model,
     copy_object,
@@ -18,7 +20,7 @@ from filterprune.channels.trace import (
     model_in,
     parts_of,
 )
-from filterprune.compiling import recompile
+from filterprune.compiling import Move, compile_alike, recompile
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
@@ -122,8 +124,13 @@ def wrap_model(model, exclude=()):
     return _wrap_chosen(model, _to_mask(analysis, excluded))
 
 
-def wrap_paths(model, paths):
+def wrap_paths(model, paths, keep_state=False):
     """Wrap exactly the layers of a model that are named by their paths.
+
+    Args:
+        model: a plain model.
+        paths: the paths of the layers.
+        keep_state: whether the optimizer's state comes along.
 
     Raises:
         ValueError: if one of them is not in the model, or cannot be masked.
@@ -147,10 +154,10 @@ def wrap_paths(model, paths):
             f"masked. Received: {missing[:5]}. "
             + _suggestion(missing[0], analysis.flow.calls)
         )
-    return _wrap_chosen(model, chosen)
+    return _wrap_chosen(model, chosen, keep_state)
 
 
-def _wrap_chosen(model, chosen: dict[int, int]):
+def _wrap_chosen(model, chosen: dict[int, int], keep_state=False):
     """A copy of a model with some layers (by id) masked along an axis."""
 
     def make(op):
@@ -167,7 +174,14 @@ def _wrap_chosen(model, chosen: dict[int, int]):
     rebuilder = Rebuilder(make, after=after)
     masked = rebuilder.rebuild(model)
     warn_of_ties(rebuilder.pairs, model.name)
-    if model.compiled:
+    if model.compiled and keep_state:
+        moves = [
+            Move(old, new, ())
+            for layer, copy in rebuilder.pairs
+            for old, new in zip(layer.weights, getattr(copy, "layer", copy).weights)
+        ]
+        compile_alike(model, masked, moves, Survivors(np.ones(0, bool)))
+    elif model.compiled:
         recompile(model, masked)
     return masked
 

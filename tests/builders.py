@@ -12,6 +12,8 @@ import filterprune
 # On TensorFlow Keras compiles by XLA unless told otherwise, which takes seconds for
 # every `fit`; `test_training.py` and `test_distribution.py` do train with it.
 WITHOUT_XLA = {"jit_compile": False} if keras.backend.backend() == "tensorflow" else {}
+# A dozen steps of a small model take less time than building a graph for them.
+EAGERLY = {**WITHOUT_XLA, "run_eagerly": True} if WITHOUT_XLA else {}
 
 
 def randomise(model, seed=0):

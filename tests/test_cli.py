@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -48,13 +49,34 @@ def test_demo_prints_one_table_and_saves_both_models(tmp_path):
         assert keras.saving.load_model(path).output_shape == (None, 10)
 
 
-def test_version_and_help(tmp_path):
-    done = start("--version", cwd=tmp_path)
-    assert done.returncode == 0
-    assert done.stdout.strip() == f"filterprune {filterprune.__version__}"
-    done = start("--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "demo" in done.stdout
+def test_version_and_help(capsys):
+    for option, words in (
+        ("--version", [f"filterprune {filterprune.__version__}"]),
+        ("--help", ["demo", "inspect", "exit codes:", "130"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([option])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in words)
+
+
+def test_demo_as_json(monkeypatch, tmp_path, capsys):
+    """One object and nothing else: no progress, no table."""
+    cost = filterprune.analyze(demo.build_model(4)).before
+    figures = demo.Figures(0.9, cost, tmp_path / "a.keras", 1000, 0.01)
+    result = demo.DemoResult(figures, figures, 0.9, 1e-6, 0.7, 10, 5, 0, 1.5)
+
+    def run(seed, folder, quick, console):
+        assert console is None
+        return result
+
+    monkeypatch.setattr(demo, "run", run)
+    assert cli.main(["demo", "--json", "--output", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sparsity"] == 0.7
+    assert found["compact"]["cost"]["params"] == cost.params
+    assert found["dense"]["path"] == str(tmp_path / "a.keras")
 
 
 def test_help_of_the_demo_names_every_option(capsys):

@@ -191,7 +191,7 @@ def _text(file):
     return file.read().decode(errors="replace")
 
 
-def check(program, *environments, one=ONE, atol=1e-3):
+def check(program, *environments, one=ONE, atol=2e-3):
     (expected,), (found, *others) = run(one, {}), run(program, *environments)
     assert found["gates"] == expected["gates"]
     assert found["params"] == expected["params"]

@@ -71,7 +71,7 @@ def test_scales_are_soft_thresholded():
 def test_weights_shrink_by_groups_and_pruning_stays_exact(name, graph):
     masked, free = net(graph, rate=0.05), net(graph, rate=0.05)
     fit(free)
-    fit(masked, PENALTIES[name](frequency=2))
+    fit(masked, PENALTIES[name](frequency=2, end_fraction=0.6))
     roles = ("scale",) if name == "scale" else ("maker", "reader")
     size = [
         sum(np.square(p.rows[:, p.slots >= 0]).sum() for p in slots_of(m).parts(*roles))
@@ -88,7 +88,8 @@ def test_growing_decay_spares_those_that_matter():
     slots = slots_of(masked)
     before = slots.model.get_layer("hidden")
     order = np.argsort(np.linalg.norm(weights(masked, "hidden")[0], axis=0))
-    fit(masked, filterprune.GrowingRegularization(20.0, frequency=1, end_fraction=1.0))
+    options = {"criterion": "l2", "frequency": 1, "end_fraction": 1.0}
+    fit(masked, filterprune.GrowingRegularization(20.0, **options))
     norms = np.linalg.norm(to_numpy(before.layer.kernel), axis=0)
     assert norms[order[:4]].max() < 0.5 * norms[order[-4:]].min()
 

@@ -165,7 +165,7 @@ def test_checkpoints_schedules_of_the_rate_and_an_end_by_nan(tmp_path):
     assert fit(masked, callbacks=others)["sparsity"][-1] == 0.5
     assert float(masked.optimizer.learning_rate) < 0.009
     check(keras.models.load_model(path))
-    masked.get_layer("head").kernel.assign(np.full((16, 10), np.nan))
+    masked.get_layer("head").bias.assign(np.full(10, np.nan))
     history = fit(masked, callbacks=[keras.callbacks.TerminateOnNaN()])
     assert len(history["loss"]) == 1
 
@@ -221,7 +221,7 @@ def test_the_compact_model_trains_on_as_the_masked_one_does(name):
     for found, expected in zip(small.weights, again.weights, strict=True):
         apart = np.abs(to_numpy(found) - to_numpy(expected))
         # Lion steps by the sign of what may be nearly zero.
-        assert apart.mean() < (4e-3 if name == "lion" else 1e-4)
+        assert apart.mean() < (4e-3 if name == "lion" else 2e-4)
         if name in ("sgd", "nesterov", "adam"):
             assert apart.max() < 2e-3
 

@@ -1,6 +1,12 @@
 """Importance criteria: how dear each channel is."""
 
-from filterprune.criteria.base import Criterion, get, register_criterion
+from filterprune.criteria.base import (
+    Criterion,
+    get,
+    names,
+    register_criterion,
+    with_data,
+)
 from filterprune.criteria.data import (
     ActivationMean,
     APoZ,
@@ -35,5 +41,7 @@ __all__ = [
     "get",
     "l1",
     "l2",
+    "names",
     "register_criterion",
+    "with_data",
 ]

@@ -220,6 +220,40 @@ def register_criterion(name):
     return register
 
 
+def names(needs_data: bool | None = None) -> list[str]:
+    """The names of criteria, sorted.
+
+    Args:
+        needs_data: whether to list those that look at data or the others.
+            Defaults to `None`: all.
+    """
+    return sorted(
+        name
+        for name, criterion in _REGISTERED.items()
+        if needs_data in (None, getattr(criterion, "needs_data", False))
+    )
+
+
+def with_data(name: str, data, **options) -> Criterion:
+    """The criterion of a name, with the data that it looks at.
+
+    Args:
+        name: one of `names(needs_data=True)`.
+        data: as `filterprune.criteria.Taylor` takes them.
+        **options: other arguments of the criterion.
+
+    Raises:
+        ValueError: if the name is another.
+        TypeError: if the criterion has no such argument.
+    """
+    if name not in names(needs_data=True):
+        raise ValueError(
+            f"Expected the name of a criterion that looks at data, one of "
+            f"{names(needs_data=True)}. Received: {name!r}"
+        )
+    return _REGISTERED[name](data, **options)
+
+
 def _origin(value) -> tuple:
     return getattr(value, "__module__", None), getattr(value, "__qualname__", None)
 
@@ -250,8 +284,7 @@ def get(criterion) -> Criterion:
         return criterion
     if callable(criterion):
         return KernelCriterion(criterion)
-    names = [n for n, c in _REGISTERED.items() if not getattr(c, "needs_data", False)]
     raise ValueError(
-        f"Expected `criterion` to be one of {sorted(names)}, a function or a "
+        f"Expected `criterion` to be one of {names(needs_data=False)}, a function or a "
         f"`filterprune.Criterion`. Received: criterion={criterion!r}"
     )

@@ -1,0 +1,133 @@
+"""Arguments that several verbs share, and what they may be."""
+
+import argparse
+import math
+import textwrap
+
+
+def add_verb(verbs, name: str, run, summary: str, text: str, examples: str):
+    """A parser for a verb, with a description and examples.
+
+    Args:
+        verbs: what `add_subparsers` returned.
+        name: the verb.
+        run: a function from the arguments to the exit code.
+        summary: one line for `filterprune --help`.
+        text: what it does.
+        examples: commands, one a line.
+    """
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(" ".join(text.split()), 78),
+        epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples).strip(), "  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(verb=run)
+    return parser
+
+
+def add_model(parser, name: str = "model", text: str = "a .keras file", **kwargs):
+    """A file to load, and what to import before."""
+    parser.add_argument(name, metavar=name.upper(), help=text, **kwargs)
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="a module, or a .py file, that registers layers of your own; it is "
+        "imported, that is, run",
+    )
+
+
+def add_output(parser, text: str, required: bool = True) -> None:
+    """Where to write to."""
+    parser.add_argument("-o", "--output", metavar="FILE", required=required, help=text)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a file that is there"
+    )
+
+
+def add_json(parser) -> None:
+    """Figures for machines."""
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, no tables"
+    )
+
+
+def add_generated(parser, batch_size: int) -> None:
+    """The inputs that are made up."""
+    parser.add_argument(
+        "--batch-size",
+        type=count,
+        default=batch_size,
+        metavar="N",
+        help="samples in a batch (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="of the inputs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=count,
+        default=64,
+        metavar="N",
+        help="what to take for a size that the model leaves open "
+        "(default: %(default)s)",
+    )
+
+
+def seed(text: str) -> int:
+    """A seed."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(
+            f"expected an integer from 0 to {2**32 - 1}, received {text!r}"
+        )
+    return int(text)
+
+
+def count(text: str) -> int:
+    """An integer above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected an integer of at least 1, received {text!r}"
+        )
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0, such as `5e8`."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0, such as 5e8, received {text!r}"
+        )
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1)."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction of at least 0 and below 1, received {text!r}"
+        )
+    return value
+
+
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction from 0 to 1, received {text!r}"
+        )
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, received {text!r}")

@@ -1,0 +1,86 @@
+"""A model's operations at other sizes: what compaction and timing both make."""
+
+import keras
+import numpy as np
+
+from filterprune.channels.flow import Binding, Call
+from filterprune.channels.groups import Analysis
+from filterprune.channels.survivors import Survivors
+from filterprune.channels.trace import copy_operation, is_layer
+from filterprune.rebuilding import Rebuilder, copy_layer
+
+
+class Resizer:
+    """A model's operations with fewer channels, their weights as initialised.
+
+    Args:
+        analysis: the analysis of a model, masked or plain.
+        survivors: which channels there are to be.
+    """
+
+    def __init__(self, analysis: Analysis, survivors: Survivors):
+        self.analysis = analysis
+        self.survivors = survivors
+        # Of several calls of a layer the first, of those with gates if there are.
+        calls = sorted(analysis.flow.calls, key=lambda call: call.gate is None)
+        self.calls = {id(call.layer): call for call in reversed(calls)}
+        self.rebuilder = Rebuilder(self.make, self._shape, self.arguments, self._after)
+
+    def build(self):
+        """The whole model."""
+        return self.rebuilder.rebuild(self.analysis.model)
+
+    def _shape(self, tensor):
+        return self.survivors.shape(self.analysis.flow.tensors[id(tensor)])
+
+    def _binding(self, op) -> Binding | None:
+        call = self.calls.get(id(op))
+        return None if call is None else self.analysis.flow.bindings.get(id(call.op))
+
+    def make(self, op):
+        """The operation that takes the place of `op`: unmasked, resized."""
+        call = self.calls[id(op)]
+        binding = self._binding(op)
+        changes = {}
+        if binding is not None:
+            changes = {key: fn(self.survivors) for key, fn in binding.config.items()}
+        if not is_layer(op):
+            return copy_operation(op, **changes)
+        if getattr(op, "is_added", False):
+            return None
+        changes.update(self._changes(call))
+        if op is not call.op:
+            changes["name"] = op.name
+        return copy_layer(call.op, **changes)
+
+    def _changes(self, call: Call) -> dict:
+        """What else is to change in the config of a layer."""
+        return {}
+
+    def arguments(self, op, args, kwargs):
+        """The arguments of a call, constant arrays sliced."""
+        binding = self._binding(op)
+        if binding is not None and binding.rewrite is not None:
+            args, kwargs = binding.rewrite(self.survivors, args, kwargs)
+        if binding is None or not binding.arguments:
+            return args, kwargs
+
+        def switch(value):
+            channels = binding.arguments.get(id(value))
+            if channels is None:
+                return value
+            array = keras.ops.convert_to_numpy(value)
+            for axis in range(channels.ndim):
+                kept = self.survivors.along(channels, axis)
+                if kept is not None:
+                    array = np.compress(kept, array, axis=axis)
+            return array
+
+        return keras.tree.map_structure(switch, (args, kwargs))
+
+    def _after(self, op):
+        """What to apply to the output of `op`, or None."""
+        binding = self._binding(op)
+        if binding is not None and binding.after is not None:
+            return binding.after(self.survivors)
+        return None

@@ -1,0 +1,203 @@
+"""Shrink as you train: what is pruned in one epoch makes the next one faster."""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import keras
+
+from filterprune.callbacks import FilterPruningCallback
+from filterprune.channels.groups import study
+from filterprune.compaction import compact
+from filterprune.distillation import go_on_learning
+from filterprune.origin import Origin
+from filterprune.relaying import Relay
+from filterprune.schedules import check_sparsity, is_integer
+from filterprune.slots import masked_analysis
+from filterprune.wrapping import wrap_paths
+
+# Which channels there are, next to what `BackupAndRestore` writes.
+STATE = "filterprune-kept.json"
+
+
+def fit_shrinking(
+    masked,
+    x=None,
+    y=None,
+    *,
+    epochs=1,
+    callbacks=(),
+    initial_epoch=0,
+    shrink_at=0.2,
+    verify=True,
+    **kwargs,
+):
+    """Fit a masked model, and compact it again and again while it trains.
+
+    `masked.fit(...)` computes with closed filters up to the end; here they are
+    removed at the end of an epoch as soon as there are enough of them, the model is
+    wrapped again and training goes on with a smaller one. It is meant to give what
+    `fit` and `compact` do, sooner: weights, moving statistics and the optimizer's
+    state are carried over, and schedule, budget, bounds and the reported `sparsity`
+    are those of the model as it was at first.
+
+    To callbacks all is one `fit`: epochs and steps are numbered on, they are told
+    once that training begins and once that it ends, and `self.model` is the model
+    of the day. Files of `ModelCheckpoint` hold that; best weights of
+    `EarlyStopping` are restored along with their model. `BackupAndRestore` resumes
+    a run that was killed, with the channels that were left.
+
+    Args:
+        masked: a compiled masked model. It is trained up to the first compaction,
+            and not touched any more after it.
+        x, y: the data, as `fit` takes them. A dataset or generator is read anew
+            after each compaction, as by another `fit`.
+        epochs: the number of the epoch to train up to. Defaults to `1`.
+        callbacks: a list as for `fit`, with one `FilterPruningCallback` in it.
+        initial_epoch: the number of the epoch to begin with. Defaults to `0`.
+        shrink_at: the fraction, in (0, 1), of the filters that there still are,
+            which is closed when the model is compacted. Making and compiling a
+            model takes seconds: it is better not to do so often. What is closed
+            when the schedule ends is removed in any case. Defaults to `0.2`.
+        verify: whether the last compaction is verified, as `compact` does it.
+            Defaults to `True`.
+        **kwargs: whatever else `fit` takes.
+
+    Returns:
+        The compact model, compiled, with the optimizer's state; and a
+        `keras.callbacks.History` of all epochs.
+
+    Raises:
+        TypeError: if `masked` is no Keras model or an argument is of a wrong type.
+        ValueError: if `masked` has no gates or is not compiled, `callbacks` does
+            not hold one `FilterPruningCallback`, or an argument is out of range;
+            and what `fit` raises.
+
+    Example:
+
+    ```python
+    masked = filterprune.wrap_model(model)
+    masked.compile("adam", "mse")
+    schedule = filterprune.PolynomialDecay(final_sparsity=0.5)
+    pruning = filterprune.FilterPruningCallback(schedule, frequency=2)
+    small, history = filterprune.fit_shrinking(
+        masked, x, y, epochs=4, callbacks=[pruning], verbose=0
+    )
+    ```
+    """
+    callbacks = keras.tree.flatten(callbacks or [])
+    pruning = _check(masked, callbacks, epochs, initial_epoch, shrink_at)
+    model, origin = _resumed(masked, callbacks)
+
+    def is_due(epoch: int) -> bool:
+        if epoch + 1 >= epochs or not pruning.is_settled():
+            return False
+        current = origin.current
+        closed = current.filters[current.closed()].sum() / current.filters.sum()
+        return closed >= shrink_at or (closed > 0 and pruning.is_done())
+
+    relay, epoch = Relay(callbacks, is_due), initial_epoch
+    pruning.origin = origin
+    try:
+        while True:
+            model.fit(
+                x, y, epochs=epochs, initial_epoch=epoch, callbacks=[relay], **kwargs
+            )
+            if relay.epoch is None or relay.epoch >= epochs or relay.stopped:
+                break
+            epoch = relay.epoch
+            model = _shrunk(model, origin, pruning.selector.criterion)
+            _note(origin, callbacks)
+            relay.shrunk(origin, model)
+        result = relay.finish()
+    finally:
+        pruning.origin = None
+    small = compact(result, verify=verify)
+    small.history = relay.history
+    return small, relay.history
+
+
+def _check(masked, callbacks, epochs, initial_epoch, shrink_at):
+    """The callback that prunes, if all arguments make sense."""
+    masked_analysis(masked)
+    if not masked.compiled:
+        raise ValueError(
+            f"Expected a compiled model. Received: '{masked.name}', which is not. "
+            "Call `compile` on it first."
+        )
+    found = [c for c in callbacks if isinstance(c, FilterPruningCallback)]
+    if len(found) != 1:
+        raise ValueError(
+            "Expected one `FilterPruningCallback` among `callbacks`. Received: "
+            f"{len(found)} of them in {callbacks}"
+        )
+    for name, value in (("epochs", epochs), ("initial_epoch", initial_epoch)):
+        if not is_integer(value) or value < 0:
+            raise ValueError(
+                f"Expected `{name}` to be an integer of at least 0. "
+                f"Received: {name}={value!r}"
+            )
+    if not check_sparsity("shrink_at", shrink_at):
+        raise ValueError("Expected `shrink_at` to be above 0. Received: shrink_at=0")
+    return found[0]
+
+
+def _shrunk(model, origin: Origin, criterion=None):
+    """The same model without the channels that are closed, wrapped again."""
+    dead, *_ = study(model).decide()
+    new = wrap_paths(compact(model, verify=False), origin.paths, keep_state=True)
+    go_on_learning(model, new)
+    origin.follow(new, dead, criterion)
+    return new
+
+
+def _backups(callbacks: Sequence) -> list[pathlib.Path]:
+    return [
+        pathlib.Path(callback.backup_dir)
+        for callback in callbacks
+        if isinstance(callback, keras.callbacks.BackupAndRestore)
+    ]
+
+
+def _note(origin: Origin, callbacks: Sequence) -> None:
+    """Write which channels are left to where a backup is.
+
+    The last backup is of the model before: what that had is kept as well.
+    """
+    for folder in _backups(callbacks):
+        path = folder / STATE
+        known = json.loads(path.read_text())[:1] if path.exists() else []
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps([origin.state(), *known]))
+        os.replace(temporary, path)
+
+
+def _resumed(masked, callbacks: Sequence):
+    """The model that a backup is of, `masked` or a smaller one, and its origin."""
+    for folder in _backups(callbacks):
+        weights = list(folder.glob("*.weights.h5"))
+        if not weights or not (folder / STATE).exists():
+            continue
+        for state in json.loads((folder / STATE).read_text()):
+            origin = Origin(masked)
+            before = origin.closed()
+            origin.set_gates(origin.gone(state))
+            model = _shrunk(masked, origin)
+            origin.slots.set_gates(before)
+            origin.restore(state)
+            if _fits(model, weights[0]):
+                return model, origin
+    return masked, Origin(masked)
+
+
+def _fits(model, path: pathlib.Path) -> bool:
+    """Whether weights in a file are those of a model, which then has them."""
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    try:
+        model.load_weights(path)
+    except Exception:  # what Keras raises depends on what does not fit
+        return False
+    return True
