@@ -171,7 +171,7 @@ class _Compactor:
         return layer
 
     def _surviving_gate(self, call: Call) -> np.ndarray:
-        gate = keras.ops.convert_to_numpy(call.mask.gate)
+        gate = keras.ops.convert_to_numpy(call.gate.variable)
         labels = np.moveaxis(call.gate.labels, call.gate.axis, -1)
         kept = self.survivors.mask(labels.reshape(-1, gate.size)).any(axis=0)
         return gate[kept]
@@ -203,11 +203,15 @@ class _Compactor:
             targets = [target for target in targets if target is not new.bias]
             new.bias.assign(self.survivors.slice(shift, [call.gate.labels.ravel()]))
         names = {id(weight_of(call.op, name)): name for name in axes}
+        binding = self.analysis.flow.bindings.get(id(call.op))
+        scales = {} if binding is None else binding.scales
         for weight, target in zip(call.op.weights, targets, strict=True):
             name = names.get(id(weight), "")
             value = self._gated(call, name, weight)
             if name == "bias" and shift is not None:
                 value = value + shift.astype(value.dtype)
+            if name in scales:
+                value = value * np.asarray(scales[name](self.survivors), value.dtype)
             target.assign(self.survivors.slice(value, axes.get(name, ())))
             moves.append(Move(weight, target, axes.get(name, ())))
         return moves
@@ -215,10 +219,11 @@ class _Compactor:
     def _gated(self, call: Call, name: str, weight) -> np.ndarray:
         """A weight with the gates that act on it multiplied in."""
         value = keras.ops.convert_to_numpy(weight)
-        if call.mask is None or call.gate is None or name not in call.gate.weights:
-            return value
-        gate = keras.ops.convert_to_numpy(call.mask.gate)
-        return value * gate.reshape(call.gate.weights[name]).astype(value.dtype)
+        for gate in call.gates if call.mask is not None else ():
+            if name in gate.weights:
+                factor = keras.ops.convert_to_numpy(gate.variable)
+                value = value * factor.reshape(gate.weights[name]).astype(value.dtype)
+        return value
 
     def _fold(self, call: Call) -> np.ndarray | None:
         """What removed constant channels add to the bias, `(outputs,)`."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call
+from filterprune.channels.flow import Call, Gate
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model
@@ -79,7 +79,7 @@ class Slots:
         self.filters = np.concatenate([group.filters for group in self.groups])
         self._slot = np.full(analysis.flow.table.count, -1)
         self._slot[np.concatenate([g.roots for g in self.groups])] = np.arange(ends[-1])
-        self._masks = [(call.mask, self.of_call(call)) for call in analysis.masks]
+        self._masks = [(gate.variable, self.of_gate(gate)) for gate in analysis.masks]
 
     @property
     def model(self):
@@ -94,18 +94,18 @@ class Slots:
         """The slot of every label, -1 where there is none, in their shape."""
         return self._slot[self.analysis.roots[labels]]
 
-    def of_call(self, call: Call) -> np.ndarray:
-        """The slot behind each gate of a call, -1 where there is none."""
-        roots = self.analysis.slots(call)
+    def of_gate(self, gate: Gate) -> np.ndarray:
+        """The slot behind each of a layer's gates, -1 where there is none."""
+        roots = self.analysis.slots(gate)
         return np.where(roots >= 0, self._slot[roots], -1)
 
     def closed(self) -> np.ndarray:
         """Which slots are closed by all their makers' gates, `(slots,)` bool."""
         opened = np.zeros(self.count, bool)
-        for call in self.analysis.makers:
-            if call.mask is not None:
-                slots = self.of_call(call)
-                opened[slots[(slots >= 0) & ~call.mask.closed()]] = True
+        for gate in self.analysis.makers:
+            if gate.call.mask is not None:
+                slots = self.of_gate(gate)
+                opened[slots[(slots >= 0) & ~gate.closed()]] = True
         return ~opened
 
     def set_gates(self, closed: np.ndarray, soft: float = 0.0) -> None:
@@ -115,15 +115,15 @@ class Slots:
             closed: which slots to close, `(slots,)` bool.
             soft: the value of a closed gate.
         """
-        for mask, slots in self._masks:
+        for variable, slots in self._masks:
             known = slots >= 0
             if not known.any():
                 continue
-            gate = keras.ops.convert_to_numpy(mask.gate)
+            gate = keras.ops.convert_to_numpy(variable)
             wanted = np.where(closed[slots], soft, 1.0)
             new = np.where(known, wanted, gate).astype(gate.dtype)
             if not np.array_equal(new, gate):
-                mask.gate.assign(new)
+                variable.assign(new)
 
     @functools.cached_property
     def costs(self) -> CostModel:
@@ -167,15 +167,14 @@ class Slots:
     @staticmethod
     def _role(call: Call, name: str, axes: tuple, axis: int) -> str | None:
         """What a weight is to the channels along one of its axes."""
-        if call.gate is not None and call.gate.factor is not None:
-            factor, out = call.gate.factor
-            if call.gate.makes and name == factor and axis == out % len(axes):
+        gates = [gate for gate in call.gates if gate.makes]
+        for gate in gates:
+            if (name, axis) in [(part, out % len(axes)) for part, out in gate.factors]:
                 return "maker"
-        makes = call.gate is not None and call.gate.makes
-        if name.rsplit(".", 1)[-1] in SCALES and not makes:
+        if name.rsplit(".", 1)[-1] in SCALES and not gates:
             return "scale"
-        reads = makes and len(axes) > 1 and call.gate.labels.size
-        return "reader" if reads and not _made_by(call, axes[axis]) else None
+        reads = gates and len(axes) > 1
+        return "reader" if reads and not _made_by(gates, axes[axis]) else None
 
     def _part(self, call, name, role, axis, labels) -> Iterator[Part]:
         slots = self.of(np.asarray(labels).ravel())
@@ -195,9 +194,9 @@ class Slots:
         )
 
 
-def _made_by(call: Call, labels) -> bool:
-    """Whether a call makes the channels of these labels."""
-    return labels is not None and bool(np.isin(labels, call.gate.labels).any())
+def _made_by(gates: list[Gate], labels) -> bool:
+    """Whether these are the channels of one of the gates."""
+    return labels is not None and any(np.isin(labels, g.labels).any() for g in gates)
 
 
 def masked_analysis(model) -> Analysis:
@@ -211,11 +210,11 @@ def masked_analysis(model) -> Analysis:
             "`masked = filterprune.wrap_model(model)` or "
             "`keras.models.clone_model(model, clone_function=filterprune.wrap)`."
         )
-    for call in analysis.masks:
-        gate = keras.ops.convert_to_numpy(call.mask.gate)
-        if not np.isfinite(gate).all():
+    for gate in analysis.masks:
+        values = keras.ops.convert_to_numpy(gate.variable)
+        if not np.isfinite(values).all():
             raise ValueError(
-                f"Expected the gates of '{call.path}' to be finite. Received: "
-                f"{gate.tolist()[:8]}. Set them to 0 (closed) or 1 (open)."
+                f"Expected the gates of '{gate.path}' to be finite. Received: "
+                f"{values.tolist()[:8]}. Set them to 0 (closed) or 1 (open)."
             )
     return analysis

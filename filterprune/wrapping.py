@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 
-from filterprune.channels.flow import Call, gate_of
+from filterprune.channels.flow import Call, gates_of
 from filterprune.channels.groups import Analysis, needs_gate, study
 from filterprune.channels.registry import known_type, layer_rule
 from filterprune.channels.trace import (
@@ -124,10 +125,11 @@ def wrap_paths(model, paths):
         )
     chosen, found = {}, set()
     for call in analysis.flow.calls:
-        path = call.path if is_layer(call.op) else f"{call.path}_gate"
-        if path in paths and call.gate is not None:
-            found.add(path)
-            chosen[id(call.op)] = call.gate.axis
+        for gate in call.gates:
+            path = gate.path if is_layer(call.op) else f"{gate.path}_gate"
+            if path in paths:
+                found.add(path)
+                chosen[id(call.op)] = call.gates[0].axis
     missing = [path for path in paths if path not in found]
     if missing:
         raise ValueError(
@@ -171,10 +173,10 @@ def _needs_gate(layer) -> bool:
             return True
         shape = (None, 4)  # any will do for a layer that has no weights
     try:
-        gate = gate_of(layer, shape)
+        gates = gates_of(layer, shape)
     except Exception:  # its outputs cannot be gated
         return False
-    return gate.makes or not gate.keeps_zero
+    return any(gate.makes or not gate.keeps_zero for gate in gates)
 
 
 def _input_shape(layer):
@@ -208,8 +210,9 @@ def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
     for call in analysis.flow.calls:
         if excluded(call) or not needs_gate(call):
             continue
-        if prunable.intersection(analysis.slots(call).tolist()):
-            chosen[id(call.op)] = call.gate.axis
+        slots = [analysis.slots(gate) for gate in call.gates]
+        if prunable.intersection(np.concatenate(slots).tolist()):
+            chosen[id(call.op)] = call.gates[0].axis
     return chosen
 
 

@@ -85,7 +85,9 @@ def with_outputs(function, outputs):
     return lambda survivors: function(survivors, *outputs)
 
 
-def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
+def gate_output(
+    labels, axis, gates, specs, *, makes, keeps_zero=False, **about
+) -> None:
     """Note how the current call's output is gated."""
     call = current()
     mask = None if makes else call.mask
@@ -97,14 +99,14 @@ def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
         weight = weight_of(call.op, name)
         if weight is not None:
             shapes[name] = _gate_shape(tuple(weight.shape), specs[name], size)
-    factor = None
+    factors: tuple = ()
     if gates and gates[0] in shapes:
         axis_words = _words(specs[gates[0]], len(shapes[gates[0]]))
         word = "out" if "out" in axis_words else "in"
-        factor = (gates[0], axis_words.index(word))
-    if factor is None or not activation_of(call.op).keeps_zero:
+        factors = ((gates[0], axis_words.index(word)),)
+    if not factors or not activation_of(call.op).keeps_zero:
         shapes = {}  # only the output can be gated
-    call.gate = Gate(labels, axis, shapes, factor, makes, keeps_zero)
+    call.gate = Gate(labels, axis, shapes, factors, makes, keeps_zero, **about)
 
 
 def _gate_shape(shape: tuple, spec: str, size: int) -> tuple:

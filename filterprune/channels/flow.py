@@ -41,31 +41,65 @@ class Ambiguous(Exception):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Gate:
-    """Where one call's output channels can be closed.
+    """Where channels that one call makes, or passes on, can be closed.
 
     Attributes:
         labels: the labels along the output's gated axis; broadcastable to the
-            output where they differ along other axes too.
+            output where they differ along other axes too. Of channels inside
+            of the layer: a vector.
         axis: the gated axis of the output.
         weights: for each weight that a closed gate zeroes the shape in which
             the gates broadcast to it; empty if the gate acts on the output.
-        factor: the weight that a channel's importance is read from, and its
-            axis of output channels; `None` if there is none.
+        factors: the weights that a channel's importance is read from, each with
+            its axis of these channels, the main one first.
         makes: whether the layer makes new channels (a convolution), or passes
             channels on (a normalisation).
         keeps_zero: whether the layer turns zero into zero without a gate.
+        name: the name of channels inside of the layer, such as `heads`; empty
+            for those of the output.
+        kind: what sort of channels they are: see `filterprune.channels.kinds`.
+        reads: the labels that the layer makes the channels of, if it reads one
+            tensor.
+        seen: for channels inside of the layer the part of it, by its name, at
+            whose input or output they can be observed, whether that is the
+            output, and the axis.
+        call: the call whose gate it is.
     """
 
     labels: np.ndarray
     axis: int
     weights: dict[str, tuple]
-    factor: tuple[str, int] | None
+    factors: tuple[tuple[str, int], ...]
     makes: bool
     keeps_zero: bool
+    name: str = ""
+    kind: str = "channels"
+    reads: np.ndarray | None = None
+    seen: tuple[str, bool, int] | None = None
+    call: "Call" = None  # type: ignore[assignment]  # set when the call gets it
 
     @property
     def size(self) -> int:
         return self.labels.shape[self.axis]
+
+    @property
+    def factor(self) -> tuple[str, int] | None:
+        """The main weight that makes the channels, and its axis of them."""
+        return self.factors[0] if self.factors else None
+
+    @property
+    def path(self) -> str:
+        """The path of the layer, and the name of channels inside of it."""
+        return f"{self.call.path}/{self.name}" if self.name else self.call.path
+
+    @property
+    def variable(self):
+        """The masked layer's weight that holds these gates."""
+        return self.call.mask.gates[self.name]
+
+    def closed(self) -> np.ndarray:
+        """Which gates of the masked layer are closed, `(channels,)` bool."""
+        return keras.ops.convert_to_numpy(self.variable) == 0
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -88,8 +122,12 @@ class Call:
         path: the name of `op`, behind those of the models it is nested in.
         inputs: the channels of the call's tensors.
         gate: how the output is gated, if it can be.
-        products: names of weights that are multiplied, and at how many
-            positions of a sample.
+        inner: the gates of channels inside of the layer.
+        products: what is multiplied and summed, and at how many positions of a
+            sample: the name of a weight, or where tensors are multiplied the
+            labels along each axis.
+        takes_more: whether a masked layer takes all arguments that the layer
+            does, and not the first alone.
         holder: the call of the layer that this one is held by, or None.
         training: whether the graph itself asks for training mode, as in
             `BatchNormalization()(x, training=True)`.
@@ -102,14 +140,21 @@ class Call:
     path: str
     inputs: tuple[Channels, ...]
     gate: Gate = None  # type: ignore[assignment]  # None if it has none
-    products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    inner: list[Gate] = dataclasses.field(default_factory=list)
+    products: list[tuple[Any, int]] = dataclasses.field(default_factory=list)
     holder: "Call | None" = None
     training: bool = False
+    takes_more: bool = False
 
     @property
     def outputs(self) -> tuple[tuple, ...]:
         """The static shapes of the call's outputs."""
         return tuple(tuple(tensor.shape) for tensor in self.node.outputs)
+
+    @property
+    def gates(self) -> list[Gate]:
+        """The gate of the output, if there is one, and those inside."""
+        return [*([] if self.gate is None else [self.gate]), *self.inner]
 
     @property
     def layer(self):
@@ -165,6 +210,8 @@ class Binding:
             gives those of the new call; `None` to leave them.
         after: a function of `survivors` that gives what to apply to the output
             (a function of it, or `None` for nothing); `None` for nothing ever.
+        scales: for each weight's name a function of `survivors` that gives by
+            what its surviving part is multiplied.
     """
 
     layer: Any
@@ -174,6 +221,7 @@ class Binding:
     arguments: dict[int, Channels] = dataclasses.field(default_factory=dict)
     rewrite: Callable | None = None
     after: Callable | None = None
+    scales: dict[str, Callable] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -252,33 +300,33 @@ def flow(model) -> Flow:
     return result
 
 
-def gate_of(layer, input_shape, mask=None) -> Gate:
-    """How the outputs of one built layer are gated, apart from any model.
+def gates_of(layer, *shapes, mask=None) -> list[Gate]:
+    """How the channels of one built layer are gated, apart from any model.
 
     Args:
         layer: a built layer that has a rule.
-        input_shape: the shape of its input, `None` for unknown sizes.
+        *shapes: the shapes of its inputs, `None` for unknown sizes.
         mask: the masked layer around it, if there is one.
 
     Returns:
-        The `Gate`.
+        The `Gate`s, that of the output first.
 
     Raises:
-        ValueError: if the layer's outputs cannot be gated.
+        ValueError: if the layer's channels cannot be gated.
     """
-    x = keras.KerasTensor(input_shape, dtype=layer.compute_dtype)
-    y = keras.KerasTensor(layer.compute_output_spec(x).shape)
+    xs = tuple(keras.KerasTensor(s, dtype=layer.compute_dtype) for s in shapes)
+    y = keras.KerasTensor(layer.compute_output_spec(*xs).shape)
     result = Flow(layer)
-    inputs = (result.pinned(x.shape, "an input"),)
-    call = Call(result, layer, mask, Node(layer, (x,), {}, (x,), (y,)), "", inputs)
+    inputs = tuple(result.pinned(x.shape, "an input") for x in xs)
+    call = Call(result, layer, mask, Node(layer, xs, {}, xs, (y,)), "", inputs)
     with calling(call):
         try:
             apply_rule(call)
         except Ambiguous as error:
             raise ValueError(f"{describe(layer)} cannot be masked: {error}") from None
-    if call.gate is None:
+    if not call.gates:
         raise ValueError(f"{describe(layer)} cannot be masked: it has no channels")
-    return call.gate
+    return call.gates
 
 
 def _visit_graph(
@@ -328,8 +376,10 @@ def _visit(
             reason = f"its rule failed with {type(error).__name__}: {error}"
             outputs = _barrier(call, reason, mark)
     _carry_activation(call)
+    for gate in call.gates:
+        gate.call = call
     if call.gate is not None:
-        outputs = [_gated(call, outputs[0])]
+        outputs = [_gated(call, outputs[0]), *outputs[1:]]
     return outputs
 
 
@@ -375,7 +425,8 @@ def apply_rule(call: Call) -> list[Channels]:
         reason = why_not_remade(bare, call.flow.binding(call).config)
         if reason is not None:
             raise Ambiguous(reason)
-    if call.mask is None and is_layer(bare) and not _fits_a_mask(bare, call.node):
+    fits = call.takes_more or not is_layer(bare) or _fits_a_mask(bare, call.node)
+    if call.mask is None and not fits:
         call.gate = None  # type: ignore[assignment]
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
@@ -430,6 +481,7 @@ def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
                     channels.labels, f"goes through {describe(call.op)}: {reason}"
                 )
     call.gate = None  # type: ignore[assignment]
+    call.inner.clear()
     call.products.clear()
     call.flow.steps[:] = [s for s in call.flow.steps if s.call is not call]
     call.flow.barriers[call.path] = f"{describe(call.op)}: {reason}"

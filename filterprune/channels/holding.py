@@ -1,5 +1,7 @@
 """Layers that hold one other layer and call it: its rule speaks for them."""
 
+import dataclasses
+
 import keras
 import numpy as np
 
@@ -71,6 +73,8 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
         _adopt(outer, name, layer, binding)
     times = 1 if without is None else x.shape[without] or 1
     outer.products += [(f"{name}.{part}", n * times) for part, n in inner.products]
+    if inner.inner:
+        raise Ambiguous(f"it holds {describe(layer)}, which has channels inside")
     if inner.gate is not None:
         outer.gate = _lifted(inner.gate, name, without)
         mask = outer.mask
@@ -115,6 +119,8 @@ def _lifted(gate: Gate, name: str, axis: int | None) -> Gate:
     if axis is not None:
         labels = np.expand_dims(labels, axis)
         gated += gated >= axis
-    factor = gate.factor and (f"{name}.{gate.factor[0]}", gate.factor[1])
+    factors = tuple((f"{name}.{part}", axis) for part, axis in gate.factors)
     weights = {f"{name}.{part}": shape for part, shape in gate.weights.items()}
-    return Gate(labels, gated, weights, factor, gate.makes, gate.keeps_zero)
+    return dataclasses.replace(
+        gate, labels=labels, axis=gated, weights=weights, factors=factors
+    )

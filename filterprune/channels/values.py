@@ -66,9 +66,7 @@ class Valuation:
     def closed(self, call: Call, gate: Gate) -> np.ndarray | None:
         """Which gates of a call are closed, `(channels,)` bool, or None."""
         if not self.hypothetical:
-            if call.mask is None:
-                return None
-            return call.mask.closed()
+            return None if call.mask is None else gate.closed()
         if not self.gated(call):
             if gate.makes:
                 self._note(gate.labels, f"{describe(call.op)} has no gate")
@@ -109,7 +107,7 @@ class Valuation:
         elif call.mask is None:
             closed = np.zeros_like(dead)
         else:
-            closed = call.mask.closed()
+            closed = call.gate.closed()
         for root in np.unique(roots[dead & ~closed]):
             reason = f"{describe(call.op)} takes its statistics over it"
             self.stuck.setdefault(int(root), reason)

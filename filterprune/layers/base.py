@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from filterprune.channels.flow import gate_of
+from filterprune.channels.flow import gates_of
 from filterprune.channels.registry import known_type, weight_of
 
 _MASKED: dict[type, type["Masked"]] = {}
@@ -95,6 +95,7 @@ class Masked(keras.layers.Wrapper):
         )
         self.axis = axis
         self.gated_axis: Any = None
+        self._gate_names: dict[str, str] = {}
         self.supports_masking = layer.supports_masking
         self._passes = [
             name for name in ("training", "mask") if name in _arguments(layer)
@@ -103,13 +104,27 @@ class Masked(keras.layers.Wrapper):
     def build(self, input_shape):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
-        plan = gate_of(self.layer, tuple(input_shape), self)
-        self.gated_axis = plan.axis
-        self._gated_weights = plan.weights
-        self.gate = self.add_weight(
-            name="gate", shape=(plan.size,), initializer="ones", trainable=False
-        )
+        self._add_gates(gates_of(self.layer, tuple(input_shape), mask=self))
         self.built = True
+
+    def _add_gates(self, plans) -> None:
+        """One weight of gates for each of the plans, that of the output first."""
+        self.gated_axis = plans[0].axis
+        self._acts: dict[str, list] = {}
+        for plan in plans:
+            name = f"{plan.name}_gate" if plan.name else "gate"
+            gate = self.add_weight(
+                name=name, shape=(plan.size,), initializer="ones", trainable=False
+            )
+            setattr(self, name, gate)
+            self._gate_names[plan.name] = name
+            for weight, shape in plan.weights.items():
+                self._acts.setdefault(weight, []).append((name, shape))
+
+    @property
+    def gates(self) -> dict[str, Any]:
+        """The weights that hold gates: `""` that of the output's channels."""
+        return {name: getattr(self, own) for name, own in self._gate_names.items()}
 
     def __call__(self, *args, **kwargs):
         first = _arguments(self.layer)[0]  # by whatever name `layer` knows it
@@ -129,32 +144,37 @@ class Masked(keras.layers.Wrapper):
     def call(self, inputs, training=None, mask=None):
         given = {"training": training, "mask": mask}
         kwargs = {name: given[name] for name in self._passes}
-        if not self._gated_weights:
-            outputs = self.layer.call(inputs, **kwargs)
-            shape = [1] * len(outputs.shape)
-            shape[self.gated_axis] = self.gate.shape[0]
-            gate = keras.ops.cast(self.gate, outputs.dtype)
-            return outputs * keras.ops.reshape(gate, shape)
-        weights = self.layer.weights
+        if self._acts:
+            return self._call_gated(inputs, **kwargs)
+        outputs = self.layer.call(inputs, **kwargs)
+        shape = [1] * len(outputs.shape)
+        shape[self.gated_axis] = self.gate.shape[0]
+        gate = keras.ops.cast(self.gate, outputs.dtype)
+        return outputs * keras.ops.reshape(gate, shape)
+
+    def _call_gated(self, *args, **kwargs):
+        """Call the layer with its weights times the gates that act on them."""
+        variables = self.layer.variables
         gated = {
-            id(weight_of(self.layer, name)): self._close(name)
-            for name in self._gated_weights
+            id(weight_of(self.layer, name)): self._close(name) for name in self._acts
         }
-        values = [(w, gated.get(id(w), w)) for w in weights]
+        values = [(v, gated.get(id(v), v)) for v in variables]
         with keras.StatelessScope(values) as scope:
-            before = [scope.get_current_value(w) for w in weights]
-            outputs = self.layer.call(inputs, **kwargs)
-        for weight, old in zip(weights, before, strict=True):
-            new = scope.get_current_value(weight)
-            if new is not old:  # moving statistics
-                weight.assign(new)
+            before = [scope.get_current_value(v) for v in variables]
+            outputs = self.layer.call(*args, **kwargs)
+        for variable, old in zip(variables, before, strict=True):
+            new = scope.get_current_value(variable)
+            if new is not old:  # moving statistics, seeds
+                variable.assign(new)
         return outputs
 
     def _close(self, name):
-        """A weight times the gates, along its axis of output channels."""
-        weight = weight_of(self.layer, name)
-        gate = keras.ops.cast(self.gate, weight.dtype)
-        return weight * keras.ops.reshape(gate, self._gated_weights[name])
+        """A weight times the gates that act on it."""
+        value = weight_of(self.layer, name)
+        for own, shape in self._acts[name]:
+            gate = keras.ops.cast(getattr(self, own), value.dtype)
+            value = value * keras.ops.reshape(gate, shape)
+        return value
 
     def compute_output_spec(self, inputs, training=None, mask=None):
         return self.layer.compute_output_spec(inputs)
