@@ -9,7 +9,7 @@ from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of
 
 
-def _words(spec: str, ndim: int) -> list[str]:
+def words_of(spec: str, ndim: int) -> list[str]:
     """The axes of a weight by name, `_` where nothing is removed."""
     words = spec.split()
     free = ndim - len(words) + words.count("...")
@@ -26,7 +26,7 @@ def bind_weights(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
         weight = weight_of(call.op, name)
         if weight is None:
             continue
-        words = _words(spec, len(weight.shape))
+        words = words_of(spec, len(weight.shape))
         if not set(words) <= {"_", *known}:
             raise ValueError(
                 f"Expected the axes of `{name}` to be named by {sorted(known)}, "
@@ -101,7 +101,7 @@ def gate_output(
             shapes[name] = _gate_shape(tuple(weight.shape), specs[name], size)
     factors: tuple = ()
     if gates and gates[0] in shapes:
-        axis_words = _words(specs[gates[0]], len(shapes[gates[0]]))
+        axis_words = words_of(specs[gates[0]], len(shapes[gates[0]]))
         word = "out" if "out" in axis_words else "in"
         factors = ((gates[0], axis_words.index(word)),)
     if not factors or not activation_of(call.op).keeps_zero:
@@ -111,7 +111,7 @@ def gate_output(
 
 def _gate_shape(shape: tuple, spec: str, size: int) -> tuple:
     """The shape in which `size` gates broadcast to a weight."""
-    words = _words(spec, len(shape))
+    words = words_of(spec, len(shape))
     for word in ("out", "in"):
         if word in words:
             axis = words.index(word)

@@ -61,8 +61,8 @@ class Gate:
         reads: the labels that the layer makes the channels of, if it reads one
             tensor.
         seen: for channels inside of the layer the part of it, by its name, at
-            whose input or output they can be observed, whether that is the
-            output, and the axis.
+            whose input or output they can be observed; whether that is the
+            output; the axis; and the labels along it.
         call: the call whose gate it is.
     """
 
@@ -75,7 +75,7 @@ class Gate:
     name: str = ""
     kind: str = "channels"
     reads: np.ndarray | None = None
-    seen: tuple[str, bool, int] | None = None
+    seen: tuple[str, bool, int, np.ndarray] | None = None
     call: "Call" = None  # type: ignore[assignment]  # set when the call gets it
 
     @property

@@ -72,7 +72,10 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
     if binding is not None:
         _adopt(outer, name, layer, binding)
     times = 1 if without is None else x.shape[without] or 1
-    outer.products += [(f"{name}.{part}", n * times) for part, n in inner.products]
+    outer.products += [
+        (f"{name}.{what}" if isinstance(what, str) else what, n * times)
+        for what, n in inner.products
+    ]
     if inner.inner:
         raise Ambiguous(f"it holds {describe(layer)}, which has channels inside")
     if inner.gate is not None:

@@ -11,6 +11,8 @@ import functools
 import types
 from collections.abc import Callable
 
+from filterprune.channels.trace import part_named
+
 _LAYER_RULES: dict[type, Callable] = {}
 _OPERATION_RULES: dict[str, Callable] = {}
 _BARRIERS: dict[type, str] = {}
@@ -161,12 +163,14 @@ def weight_of(layer, name: str):
     """A weight of a layer by the name of its attribute, or None.
 
     A name such as `"#2"` means the weight of that number, `layer.weights[2]`;
-    one such as `"layer.kernel"` a weight of a layer that the layer holds.
+    one such as `"layer.kernel"` a weight of a layer that the layer holds, by the
+    attribute that holds it or by its own name.
     """
     if name.startswith("#"):
         return layer.weights[int(name[1:])]
     for part in name.split("."):
-        layer = getattr(layer, part, None)
+        found = getattr(layer, part, None)
+        layer = part_named(layer, part) if found is None else found
     return layer
 
 

@@ -167,6 +167,14 @@ def parts_of(layer) -> list:
     return [part for part in layer._flatten_layers() if part is not layer]
 
 
+def part_named(layer, name: str):
+    """The layer of a name that a layer holds, or None."""
+    if not is_layer(layer):
+        return None
+    parts = layer._flatten_layers(include_self=False, recursive=False)
+    return next((part for part in parts if part.name == name), None)
+
+
 def is_layer(op) -> bool:
     """Whether `op` is a layer (as opposed to a bare `keras.ops` operation)."""
     return isinstance(op, keras.layers.Layer)

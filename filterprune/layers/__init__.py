@@ -1,5 +1,9 @@
 """Masked layers: a layer and one gate for each of its output channels."""
 
+from filterprune.layers.attention import (
+    MaskedGroupQueryAttention,
+    MaskedMultiHeadAttention,
+)
 from filterprune.layers.base import Masked
 from filterprune.layers.conv import (
     MaskedConv1D,
@@ -39,7 +43,9 @@ __all__ = [
     "MaskedDepthwiseConv1D",
     "MaskedDepthwiseConv2D",
     "MaskedGroupNormalization",
+    "MaskedGroupQueryAttention",
     "MaskedLayerNormalization",
+    "MaskedMultiHeadAttention",
     "MaskedRMSNormalization",
     "MaskedSeparableConv1D",
     "MaskedSeparableConv2D",

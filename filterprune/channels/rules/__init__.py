@@ -3,6 +3,7 @@
 # Importing a module registers its rules.
 from filterprune.channels.rules import (
     activation,
+    attention,
     barriers,
     conv,
     dense,
@@ -20,6 +21,7 @@ from filterprune.channels.rules import (
 
 __all__ = [
     "activation",
+    "attention",
     "barriers",
     "conv",
     "dense",

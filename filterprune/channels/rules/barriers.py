@@ -24,8 +24,6 @@ known_barrier(
     "attention is not supported yet",
     layers.AdditiveAttention,
     layers.Attention,
-    layers.GroupQueryAttention,
-    layers.MultiHeadAttention,
 )
 known_barrier(
     "recurrent layers are not supported yet",

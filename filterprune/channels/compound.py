@@ -1,0 +1,158 @@
+"""The verb `compound`: a layer that has channels inside, such as attention heads."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from filterprune.channels.binding import bind_weights, note_resizing, words_of
+from filterprune.channels.constants import count_positions, spread, values_along
+from filterprune.channels.flow import Ambiguous, Gate, current
+from filterprune.channels.labels import Channels
+from filterprune.channels.registry import weight_of
+from filterprune.channels.verbs import along
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Channels inside of a layer.
+
+    Attributes:
+        labels: their labels, `(channels,)`, new ones.
+        gates: the weights that a closed gate zeroes, so that the channel adds
+            nothing to what the layer makes.
+        factors: the weights that their importance is read from.
+        kind: what sort of channels they are; by default their name.
+        seen: the part of the layer, by its name, at whose input or output they
+            can be observed; whether that is the output; the axis; and the labels
+            along it.
+    """
+
+    labels: np.ndarray
+    gates: Sequence[str]
+    factors: Sequence[str]
+    kind: str | None = None
+    seen: tuple[str, bool, int, np.ndarray] | None = None
+
+
+def compound(
+    reads: Mapping[str, Channels],
+    *,
+    weights: Mapping[str, str],
+    gates: Sequence[str],
+    inner: Mapping[str, Inner],
+    known: Mapping[str, np.ndarray] | None = None,
+    made: np.ndarray | None = None,
+    products: Sequence[tuple[Any, int]] = (),
+    resize: Mapping[str, Any] | None = None,
+    scales: Mapping[str, Callable] | None = None,
+    kind: str = "channels",
+) -> Channels:
+    """The layer reads tensors, has channels inside and makes new ones.
+
+    Args:
+        reads: the `Channels` read along their last axis, by the words that
+            `weights` calls them.
+        weights: for each weight the names of its axes: those of `reads`, of
+            `inner` and of `known`, `out`, `_` and `...`.
+        gates: the weights that a closed gate on the output zeroes.
+        inner: the channels inside, by name.
+        known: labels of further axes, by name.
+        made: the labels of the channels made; new ones by default.
+        products: what is multiplied, as in `Call.products`: names of axes, where
+            tensors are multiplied.
+        resize: config entries that count channels: words, or functions.
+        scales: by what weights are multiplied, as in `Binding.scales`.
+        kind: what sort of channels the layer makes.
+
+    Returns:
+        The `Channels` of the (first) output.
+    """
+    call = current()
+    call.takes_more = True
+    shape = call.outputs[0]
+    table = call.flow.table
+    made = table.new(shape[-1]) if made is None else made
+    vectors = {word: along(x, -1) for word, x in reads.items()}
+    words: dict[str, np.ndarray] = {**vectors, **(known or {}), "out": made}
+    words |= {
+        name: part.labels for name, part in inner.items() if name not in words
+    }
+    bind_weights(dict(weights), words)
+    note_resizing(resize, words)
+    call.flow.binding(call).scales.update(scales or {})
+    for what, positions in products:
+        if not isinstance(what, str):
+            what = tuple(words[word] for word in what)
+        elif weight_of(call.op, what) is None:
+            continue
+        call.products.append((what, positions))
+    output = Channels(shape, spread(made, len(shape), -1))
+    axis = len(shape) - 1
+    mask = call.mask
+    if mask is not None and mask.gated_axis not in (None, axis):
+        raise Ambiguous("its gates run along another axis than that of channels")
+    acts, factors = _along(weights, gates, "out"), _axes(weights, gates[:1], "out")
+    call.gate = Gate(output.labels, axis, acts, factors, True, True, kind=kind)
+    for name, part in inner.items():
+        acts = _along(weights, part.gates, name)
+        factors = _axes(weights, part.factors, name)
+        call.inner.append(
+            Gate(
+                part.labels,
+                0,
+                acts,
+                factors,
+                makes=True,
+                keeps_zero=True,
+                name=name,
+                kind=part.kind or name,
+                seen=part.seen,
+            )
+        )
+
+    def worth(valuation, values):
+        for value, vector in zip(values, vectors.values(), strict=True):
+            constants = values_along(value, -1, vector.size)
+            valuation.read(call, vector, constants, fold=False)
+        for gate in call.inner:
+            closed = valuation.closed(call, gate)
+            constants = np.full(gate.size, np.nan)
+            if closed is not None:
+                constants = np.where(closed, 0.0, np.nan)
+            valuation.read(call, gate.labels, constants, fold=False)
+        return [np.full(output.labels.shape, np.nan)]
+
+    call.step(list(reads.values()), [output], worth)
+    return output
+
+
+def positions_of(x: Channels) -> int:
+    """At how many positions of a sample a tensor has its last axis."""
+    return count_positions(x, x.ndim - 1)
+
+
+def _words(weights, name) -> list[str] | None:
+    weight = weight_of(current().op, name)
+    return None if weight is None else words_of(weights[name], len(weight.shape))
+
+
+def _along(weights, names, word) -> dict[str, tuple]:
+    """For each weight the shape in which gates along `word` broadcast to it."""
+    found = {}
+    for name in names:
+        words = _words(weights, name)
+        if words is not None:
+            shape = weight_of(current().op, name).shape
+            found[name] = tuple(
+                size if own == word else 1
+                for own, size in zip(words, shape, strict=True)
+            )
+    return found
+
+
+def _axes(weights, names, word) -> tuple[tuple[str, int], ...]:
+    """For each weight its axis that runs along `word`."""
+    found = ((name, _words(weights, name)) for name in names)
+    return tuple((name, words.index(word)) for name, words in found if words)
