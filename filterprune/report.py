@@ -21,6 +21,8 @@ class GroupReport:
         alive: how many of those survive.
         filters: how many filters the group has over all its layers.
         reason: why nothing in it can be pruned; `None` if it can.
+        kind: what sort of channels they are, such as `"heads"`; see
+            `filterprune.prune`.
         stays: why closed channels stay nonetheless, each reason once.
     """
 
@@ -31,6 +33,7 @@ class GroupReport:
     filters: int
     reason: str | None
     stays: tuple[str, ...] = ()
+    kind: str = "channels"
 
     @property
     def prunable(self) -> bool:
@@ -111,6 +114,7 @@ class Report:
             title_justify="left",
         )
         groups.add_column("layers", overflow="fold")
+        groups.add_column("kind")
         groups.add_column("size", justify="right")
         groups.add_column("alive", justify="right")
         groups.add_column("prunable", overflow="fold")
@@ -118,7 +122,11 @@ class Report:
             words = "yes" if group.prunable else f"no: {group.reason}"
             words += "".join(f"; some stay: {reason}" for reason in group.stays)
             groups.add_row(
-                escape(group.name), str(group.size), str(group.alive), escape(words)
+                escape(group.name),
+                group.kind,
+                str(group.size),
+                str(group.alive),
+                escape(words),
             )
         yield groups
         if self.barriers:
@@ -193,6 +201,7 @@ def report_on(analysis: Analysis) -> Report:
             tuple(
                 sorted({stays[root] for root in group.roots.tolist() if root in stays})
             ),
+            group.kind,
         )
         for group in analysis.groups
     )

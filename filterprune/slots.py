@@ -52,9 +52,10 @@ class Slots:
 
     Args:
         analysis: the analysis of a masked model.
+        kinds: which kinds of groups to take, or `None` for all.
 
     Attributes:
-        groups: the prunable groups.
+        groups: the prunable groups, of those kinds.
         slices: for each group where its slots are.
         filters: how many filters each slot has, `(slots,)`.
         group_of: the number of each slot's group, `(slots,)`.
@@ -63,9 +64,12 @@ class Slots:
         ValueError: if nothing can be pruned.
     """
 
-    def __init__(self, analysis: Analysis):
+    def __init__(self, analysis: Analysis, kinds: frozenset[str] | None = None):
         self.analysis = analysis
-        self.groups = analysis.prunable
+        prunable = analysis.prunable
+        self.groups = [g for g in prunable if kinds is None or g.kind in kinds]
+        if prunable and kinds is not None:
+            _check_found(kinds, {group.kind for group in prunable}, analysis.model.name)
         if not self.groups:
             reasons = sorted({str(group.reason) for group in analysis.groups})
             raise ValueError(
@@ -79,6 +83,10 @@ class Slots:
         self.filters = np.concatenate([group.filters for group in self.groups])
         self._slot = np.full(analysis.flow.table.count, -1)
         self._slot[np.concatenate([g.roots for g in self.groups])] = np.arange(ends[-1])
+        self._others = analysis.closed()
+        pruned = np.zeros(analysis.flow.table.count, bool)
+        pruned[[r for g in prunable for r in g.roots.tolist()]] = True
+        self._others &= pruned & (self._slot < 0)
         self._masks = [(gate.variable, self.of_gate(gate)) for gate in analysis.masks]
 
     @property
@@ -131,7 +139,7 @@ class Slots:
 
     def cost(self, closed: np.ndarray) -> Cost:
         """What the model costs with these slots removed."""
-        dead = np.zeros(self.analysis.flow.table.count, bool)
+        dead = self._others.copy()  # those of other kinds, closed before
         known = self._slot >= 0
         dead[known] = closed[self._slot[known]]
         return self.costs.total(~dead)
@@ -191,6 +199,16 @@ class Slots:
         rows = np.moveaxis(value, axis, -1).reshape(-1, slots.size)
         yield Part(
             call.path, type(call.op).__name__, name, role, rows, slots, variable, axis
+        )
+
+
+def _check_found(kinds, known: set[str], name: str) -> None:
+    missing = sorted(kinds - known)
+    if missing:
+        raise ValueError(
+            f"Expected `kinds` to be some of {sorted(known)}, which '{name}' has "
+            f"to prune. Received: {missing}. `print(filterprune.analyze(masked))` "
+            "shows the kind of every group."
         )
 
 

@@ -226,7 +226,11 @@ class Binding:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Flow:
-    """What one model's graph says about its channels."""
+    """What one model's graph says about its channels.
+
+    Attributes:
+        marks: pairs of labels and what operations take them for: their kind.
+    """
 
     model: Any
     table: LabelTable = dataclasses.field(default_factory=LabelTable)
@@ -237,6 +241,7 @@ class Flow:
     vectors: list[Channels] = dataclasses.field(default_factory=list)
     graphs: dict[int, Graph] = dataclasses.field(default_factory=dict)
     barriers: dict[str, str] = dataclasses.field(default_factory=dict)
+    marks: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
 
     def binding(self, call: Call) -> Binding:
         return self.bindings.setdefault(id(call.op), Binding(call.op, call.path))

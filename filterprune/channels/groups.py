@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from filterprune.channels.flow import Call, Flow, Gate, describe, flow
+from filterprune.channels.kinds import kind_of
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.values import Valuation, find_stuck
 
@@ -25,12 +26,14 @@ class Group:
         roots: the label of each slot, `(size,)`.
         filters: how many filters each slot has, `(size,)`.
         reason: why no slot can be removed; `None` if they can.
+        kind: what sort of channels they are: see `filterprune.channels.kinds`.
     """
 
     layers: tuple[str, ...]
     roots: np.ndarray
     filters: np.ndarray
     reason: str | None
+    kind: str = "channels"
 
     @property
     def size(self) -> int:
@@ -109,9 +112,25 @@ class Analysis:
             key = (tuple(paths), int(signature[root]), self.reasons.get(root))
             found.setdefault(key, []).append(root)
         return [
-            Group(key[0], np.array(roots), filters[roots], key[2])
+            Group(
+                key[0], np.array(roots), filters[roots], key[2], self._kind(key, roots)
+            )
             for key, roots in found.items()
         ]
+
+    def _kind(self, key, roots) -> str:
+        gates = [gate for gate in self.makers if gate.path in key[0]]
+        marks = self._marks.get(int(roots[0]), ())
+        return kind_of(gates, self.roots, marks)
+
+    @functools.cached_property
+    def _marks(self) -> dict[int, set[str]]:
+        """What operations take roots for."""
+        found: dict[int, set[str]] = {}
+        for labels, kind in self.flow.marks:
+            for root in np.unique(self.roots[labels]):
+                found.setdefault(int(root), set()).add(kind)
+        return found
 
     @property
     def prunable(self) -> list[Group]:

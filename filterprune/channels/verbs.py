@@ -14,6 +14,7 @@ nothing is removed, `...` for any number of those.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ def mix(
     fold: bool = False,
     gates: Sequence[str] | None = None,
     positions: str = "out",
+    kind: str = "channels",
     **weights: str,
 ) -> Channels:
     """The layer mixes the channels it reads and makes new ones.
@@ -77,6 +79,8 @@ def mix(
             Defaults to all weights with an `out` axis.
         positions: `"out"` or `"in"`: at which positions the first weight is
             multiplied, for the cost.
+        kind: what sort of channels it makes: `"channels"` of a convolution, or
+            `"units"`.
         **weights: for each weight the names of its axes.
 
     Returns:
@@ -105,7 +109,8 @@ def mix(
             call.products.append((name, count_positions(at, axis)))
     if gates is None:
         gates = [name for name, spec in weights.items() if "out" in spec.split()]
-    gate_output(output.labels, axis % len(shape), gates, weights, makes=True)
+    about: dict[str, Any] = {"makes": True, "kind": kind, "reads": read}
+    gate_output(output.labels, axis % len(shape), gates, weights, **about)
     if not activation.elementwise:
         table.pin(made, coupling(call, activation.name))
 
