@@ -92,7 +92,9 @@ def gate_output(
     call = current()
     mask = None if makes else call.mask
     if mask is not None and mask.gated_axis not in (None, axis):
-        raise Ambiguous("its gates run along another axis than that of channels")
+        if mask.closed().any():
+            raise Ambiguous("its gates run along another axis than that of channels")
+        return  # all open, they do nothing: it has no gates along this axis
     size = labels.shape[axis]
     shapes = {}
     for name in gates:

@@ -33,12 +33,14 @@ def kind_of(gates: Sequence[Gate], roots: np.ndarray, marks: Iterable[str]) -> s
         return "heads"
     if kinds != {"units"}:
         return kinds.pop() if len(kinds) == 1 else "width"
-    for mark in marks:
-        return mark
     if any(len(gate.call.outputs[0]) < 3 for gate in gates):
         return "units"
+    if "key_dim" in marks:
+        return "key_dim"
     read = {None if g.reads is None else roots[g.reads].tobytes() for g in gates}
-    return "ffn" if len(read) == 1 else "width"
+    if len(read) > 1:
+        return "width"
+    return "value_dim" if "value_dim" in marks else "ffn"
 
 
 def check_kinds(kinds) -> frozenset[str] | None:

@@ -57,9 +57,10 @@ def mix(
     groups: int = 1,
     repeat: int = 1,
     axis: int | None = None,
+    to: int | None = None,
     fold: bool = False,
     gates: Sequence[str] | None = None,
-    positions: str = "out",
+    positions: str | int = "out",
     kind: str = "channels",
     **weights: str,
 ) -> Channels:
@@ -77,8 +78,9 @@ def mix(
             padding with zeros), so that it can move into the bias.
         gates: the weights that a closed gate zeroes, the factor first.
             Defaults to all weights with an `out` axis.
+        to: the axis of the new channels, if it is not that of those read.
         positions: `"out"` or `"in"`: at which positions the first weight is
-            multiplied, for the cost.
+            multiplied, for the cost; or how many those are.
         kind: what sort of channels it makes: `"channels"` of a convolution, or
             `"units"`.
         **weights: for each weight the names of its axes.
@@ -89,11 +91,12 @@ def mix(
     call = current()
     activation = activation_of(call.op)
     axis = channel_axis(call.op) if axis is None else axis
+    to = axis if to is None else to
     shape = call.outputs[0]
     table = call.flow.table
     read = along(x, axis)
     mixed = np.repeat(read, repeat)
-    made = table.new(shape[axis])
+    made = table.new(shape[to])
     if groups > 1:
         rows = mixed.reshape(groups, -1)
         table.tie(rows[1:], rows[:1])
@@ -102,15 +105,17 @@ def mix(
     known = {"read": read, "in": mixed[: mixed.size // groups], "out": made}
     bind_weights(weights, known)
     note_resizing(resize, known)
-    output = Channels(shape, spread(made, len(shape), axis))
+    output = Channels(shape, spread(made, len(shape), to))
+    if isinstance(positions, str):
+        at, of = (output, to) if positions == "out" else (x, axis)
+        positions = count_positions(at, of)
     for name in weights:
         if len(getattr(getattr(call.op, name, None), "shape", ())) > 1:
-            at = output if positions == "out" else x
-            call.products.append((name, count_positions(at, axis)))
+            call.products.append((name, positions))
     if gates is None:
         gates = [name for name, spec in weights.items() if "out" in spec.split()]
     about: dict[str, Any] = {"makes": True, "kind": kind, "reads": read}
-    gate_output(output.labels, axis % len(shape), gates, weights, **about)
+    gate_output(output.labels, to % len(shape), gates, weights, **about)
     if not activation.elementwise:
         table.pin(made, coupling(call, activation.name))
 

@@ -17,7 +17,7 @@ from filterprune.layers.conv import (
     MaskedSeparableConv1D,
     MaskedSeparableConv2D,
 )
-from filterprune.layers.dense import MaskedDense
+from filterprune.layers.dense import MaskedDense, MaskedEinsumDense
 from filterprune.layers.following import Gate, MaskedBatchNormalization
 from filterprune.layers.normalising import (
     MaskedActivation,
@@ -42,6 +42,7 @@ __all__ = [
     "MaskedDense",
     "MaskedDepthwiseConv1D",
     "MaskedDepthwiseConv2D",
+    "MaskedEinsumDense",
     "MaskedGroupNormalization",
     "MaskedGroupQueryAttention",
     "MaskedLayerNormalization",

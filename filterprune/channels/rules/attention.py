@@ -2,13 +2,15 @@
 
 import math
 
-import keras
 import numpy as np
 from keras import layers
 
 from filterprune.channels.compound import Inner, compound, positions_of
-from filterprune.channels.constants import spread
+from filterprune.channels.binding import bind_weights
+from filterprune.channels.constants import rounded, spread
+from filterprune.channels.contraction import contract
 from filterprune.channels.flow import current, describe
+from filterprune.channels.joining import gather
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import along
@@ -156,6 +158,45 @@ def group_query_attention(
     return _with_scores(layer, output, heads, masks)
 
 
+@rule(layers.Attention)
+def attention(
+    layer, xs, mask=None, return_attention_scores=False, use_causal_mask=False
+):
+    """Sums over the channels of queries and keys; the output has the value's."""
+    sums = layer.score_mode != "dot"  # of `tanh(query + key)`, else of products
+    return _attention(layer, xs, mask, sums)
+
+
+@rule(layers.AdditiveAttention)
+def additive_attention(
+    layer, xs, mask=None, return_attention_scores=False, use_causal_mask=False
+):
+    bind_weights({"scale": "in"}, {"in": along(xs[0], -1)})
+    return _attention(layer, xs, mask, sums=True)
+
+
+def _attention(layer, xs, masks, sums):
+    call = current()
+    query, value = xs[:2]
+    key = xs[2] if len(xs) > 2 else value
+    for given in masks or ():
+        if isinstance(given, Channels):
+            call.flow.table.pin(given.labels, f"read as a mask by {describe(layer)}")
+    shape = (*query.shape[:-1], key.shape[-2])
+    batch = [f"b{i}" for i in range(query.ndim - 2)]
+    queries, keys, scored = [*batch, "t", "d"], [*batch, "s", "d"], [*batch, "t", "s"]
+    if sums:
+        read = along(query, -1)
+        call.flow.table.tie(read, along(key, -1))
+        scores = gather([query, key], read, [-1, -1], shape=shape, every=True)
+        call.flow.marks.append((read, "key_dim"))
+        call.products.append(((read,), positions_of(query) * (key.shape[-2] or 1)))
+    else:
+        scores = contract([query, key], [queries, keys], scored, shape)
+    output = contract([scores, value], [scored, keys], queries, call.outputs[0])
+    return output if len(call.outputs) == 1 else (output, scores)
+
+
 def _weights(heads: str, key_heads: str, keys: str, values: str) -> dict[str, str]:
     """What runs along the axes of the weights of an attention layer."""
     return {
@@ -186,12 +227,9 @@ def _attended(layer, value) -> int:
 def _scales(keys) -> dict:
     """What keeps products as they were by the scale of fewer dimensions."""
 
-    def scale(size):  # as the backend rounds it: TensorFlow to float32
-        rounded = keras.ops.cast(1.0 / math.sqrt(size), "float64")
-        return float(keras.ops.convert_to_numpy(rounded))
-
     def ratio(survivors):
-        return scale(keys.size) / scale(survivors.count(keys))
+        left = survivors.count(keys)
+        return rounded(1 / math.sqrt(keys.size)) / rounded(1 / math.sqrt(left))
 
     return {"query.kernel": ratio, "query.bias": ratio}
 

@@ -21,11 +21,6 @@ known_barrier(
     layers.Pipeline,
 )
 known_barrier(
-    "attention is not supported yet",
-    layers.AdditiveAttention,
-    layers.Attention,
-)
-known_barrier(
     "recurrent layers are not supported yet",
     layers.ConvLSTM1D,
     layers.ConvLSTM2D,
@@ -41,7 +36,6 @@ known_barrier(
 )
 known_barrier(
     "it is not supported yet",
-    layers.EinsumDense,
     layers.Embedding,
     layers.ReversibleEmbedding,
 )
@@ -85,7 +79,6 @@ for _name in ("LayerNorm", "RMSNorm"):
         f"use `layers.{_name}alization`",
         _name,
     )
-operation_barrier("attention is not supported yet", "DotProductAttention")
 operation_barrier(
     "it runs a Python function that nothing is known of",
     "AssociativeScan",
