@@ -24,16 +24,14 @@ class Inner:
             nothing to what the layer makes.
         factors: the weights that their importance is read from.
         kind: what sort of channels they are; by default their name.
-        seen: the part of the layer, by its name, at whose input or output they
-            can be observed; whether that is the output; the axis; and the labels
-            along it.
+        seen: where they can be observed, as in `Gate.seen`.
     """
 
     labels: np.ndarray
     gates: Sequence[str]
     factors: Sequence[str]
     kind: str | None = None
-    seen: tuple[str, bool, int, np.ndarray] | None = None
+    seen: Sequence[tuple[str, bool, np.ndarray]] = ()
 
 
 def compound(

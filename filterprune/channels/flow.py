@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -60,9 +60,9 @@ class Gate:
         kind: what sort of channels they are: see `filterprune.channels.kinds`.
         reads: the labels that the layer makes the channels of, if it reads one
             tensor.
-        seen: for channels inside of the layer the part of it, by its name, at
-            whose input or output they can be observed; whether that is the
-            output; the axis; and the labels along it.
+        seen: for channels inside of the layer the parts of it, by their names, at
+            whose inputs or outputs they can be observed; for each whether that
+            is the output, and labels that broadcast to it.
         call: the call whose gate it is.
     """
 
@@ -75,7 +75,7 @@ class Gate:
     name: str = ""
     kind: str = "channels"
     reads: np.ndarray | None = None
-    seen: tuple[str, bool, int, np.ndarray] | None = None
+    seen: Sequence[tuple[str, bool, np.ndarray]] = ()
     call: "Call" = None  # type: ignore[assignment]  # set when the call gets it
 
     @property

@@ -21,6 +21,7 @@ import numpy as np
 
 from filterprune.channels.flow import Call
 from filterprune.channels.labels import squeeze_uniform
+from filterprune.channels.trace import is_layer, part_named, parts_of
 from filterprune.slots import Slots
 
 
@@ -30,19 +31,27 @@ class Reading:
 
     Attributes:
         call: the call.
-        place: which of the call's arguments it is, all of them in a row.
-        tensor: the symbolic tensor.
+        place: which of the call's arguments it is, all of them in a row; None for
+            what a part of the layer makes.
+        tensor: the symbolic tensor; None inside of a layer.
         slots: the slot of each position, -1 for none; they broadcast to the
             tensor.
         share: what part of its effect counts: of the factors of one product
             each has the effect of all.
+        part: the part of the layer that reads it, or None for the layer itself.
     """
 
     call: Call
-    place: int
+    place: int | None
     tensor: keras.KerasTensor
     slots: np.ndarray
     share: float = 1.0
+    part: Any = None
+
+    @property
+    def layer(self):
+        """What is to be watched."""
+        return self.call.layer if self.part is None else self.part
 
 
 def readers(slots: Slots) -> list[Reading]:
@@ -56,6 +65,19 @@ def readers(slots: Slots) -> list[Reading]:
         ]
         given = [triple for triple in given if (triple[2] >= 0).any()]
         found += [Reading(call, *triple, 1 / len(given)) for triple in given]
+        found += _inside(slots, call)
+    return found
+
+
+def _inside(slots: Slots, call: Call) -> list[Reading]:
+    """Where channels inside of a layer are seen: in front of a part, or behind."""
+    found = []
+    for name, behind, labels in [s for gate in call.inner for s in gate.seen]:
+        seen = slots.of(labels)
+        part = part_named(call.op, name)
+        if part is not None and (seen >= 0).any():
+            place = None if behind else 0
+            found.append(Reading(call, place, None, seen, part=part))
     return found
 
 
@@ -80,6 +102,7 @@ def maps(slots: Slots) -> list[Reading]:
             whole = id(flow.tensors[id(tensor)]) not in small
             if whole and (read or out < _positions(tensor, seen)):
                 found.append(Reading(call, place, tensor, seen))
+        found += _inside(slots, call)
         carried = [(t, seen) for _, t, seen in given if np.isin(seen, made).any()]
         if carried and all(
             id(flow.tensors[id(t)]) in small or out < _positions(t, seen)
@@ -127,9 +150,12 @@ def tapping(model, readings: list[Reading], tap: Callable) -> Iterator[None]:
     wanted: dict[int, list[Reading]] = {}
     for reading in readings:
         wanted.setdefault(id(reading.call), []).append(reading)
-        layers[id(reading.call.layer)] = reading.call.layer
+        layers[id(reading.layer)] = reading.layer
     for call in readings[0].call.flow.calls if readings else ():
-        turns.setdefault(id(call.layer), []).append(wanted.get(id(call), []))
+        parts = [call.layer, *parts_of(call.op)] if is_layer(call.op) else [call.layer]
+        for layer in parts:
+            here = [r for r in wanted.get(id(call), ()) if r.layer is layer]
+            turns.setdefault(id(layer), []).append(here)
     before = {key: vars(layer).get("call") for key, layer in layers.items()}
     try:
         for key, layer in layers.items():
@@ -147,10 +173,16 @@ def tapping(model, readings: list[Reading], tap: Callable) -> Iterator[None]:
 
 def _tapped(call, turn, tap, *args, **kwargs):
     leaves = keras.tree.flatten((args, kwargs))
-    for reading in next(turn):
-        leaves[reading.place] = tap(reading, leaves[reading.place])
+    readings = next(turn)
+    for reading in readings:
+        if reading.place is not None:
+            leaves[reading.place] = tap(reading, leaves[reading.place])
     args, kwargs = keras.tree.pack_sequence_as((args, kwargs), leaves)
-    return call(*args, **kwargs)
+    outputs = call(*args, **kwargs)
+    for reading in readings:
+        if reading.place is None:
+            outputs = tap(reading, outputs)
+    return outputs
 
 
 def activations(slots: Slots, readings, measure: Callable, batches) -> list:

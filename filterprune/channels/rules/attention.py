@@ -40,7 +40,7 @@ def multi_head_attention(
     key = value if key is None else key
     heads = table.new(layer.num_heads)
     keys, values = table.new(layer.key_dim), table.new(layer.value_dim)
-    made = table.new(current().outputs[0][-1])
+    made, rank = table.new(current().outputs[0][-1]), query.ndim + 1
     asked = layer.get_config()["output_shape"]
     width = along(query, -1)
 
@@ -60,19 +60,19 @@ def multi_head_attention(
                 heads,
                 gates=(f"{_OUTPUT}.kernel",),
                 factors=("value.kernel", f"{_OUTPUT}.kernel"),
-                seen=(_OUTPUT, False, -2, heads),
+                seen=[(_OUTPUT, False, spread(heads, rank, -2))],
             ),
             "key_dim": Inner(
                 keys,
                 gates=("query.kernel", "query.bias"),
                 factors=("query.kernel", "key.kernel"),
-                seen=("query", True, -1, keys),
+                seen=[("query", True, spread(keys, rank, -1))],
             ),
             "value_dim": Inner(
                 values,
                 gates=(f"{_OUTPUT}.kernel",),
                 factors=("value.kernel", f"{_OUTPUT}.kernel"),
-                seen=(_OUTPUT, False, -1, values),
+                seen=[(_OUTPUT, False, spread(values, rank, -1))],
             ),
         },
         made=made,
@@ -118,7 +118,8 @@ def group_query_attention(
     groups = table.new(count if single else shared)
     heads = groups if single else np.repeat(groups, count // shared)
     every = "heads" if single else "every_head"
-    dims = table.new(layer.head_dim)
+    dims, rank = table.new(layer.head_dim), query.ndim + 1
+    seen = spread(dims, rank, -1)
     gates = (f"{_OUTPUT}.kernel",) if single else ("value.kernel", "value.bias")
     kernels = ("query.kernel", "key.kernel", "value.kernel")
     attended = positions_of(query) * _attended(layer, value)
@@ -131,13 +132,13 @@ def group_query_attention(
                 groups,
                 gates,
                 factors=("query.kernel",) if single else kernels[1:],
-                seen=(_OUTPUT, False, -2, heads),
+                seen=[(_OUTPUT, False, spread(heads, rank, -2))],
             ),
             "head_dim": Inner(
                 dims,
                 gates=("query.kernel", "query.bias", f"{_OUTPUT}.kernel"),
                 factors=kernels,
-                seen=(_OUTPUT, False, -1, dims),
+                seen=[("query", True, seen), (_OUTPUT, False, seen)],
             ),
         },
         known={"every_head": heads},
