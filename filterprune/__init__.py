@@ -2,11 +2,12 @@
 
 from filterprune import channels, criteria, layers, schedules
 from filterprune.callbacks import FilterPruningCallback
-from filterprune.channels import rule
+from filterprune.channels import composite, rule
 from filterprune.compaction import compact
 from filterprune.criteria import Criterion, register_criterion
 from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
+from filterprune.expansion import expand
 from filterprune.gates import kept_indices, replay
 from filterprune.recovery import recalibrate
 from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
@@ -38,8 +39,10 @@ __all__ = [
     "analyze",
     "channels",
     "compact",
+    "composite",
     "criteria",
     "distill",
+    "expand",
     "kept_indices",
     "layers",
     "prune",

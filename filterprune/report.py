@@ -7,6 +7,7 @@ import numpy as np
 
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.trace import check_model
+from filterprune.expansion import expand
 from filterprune.cost import Cost, layer_costs, total
 
 
@@ -181,7 +182,7 @@ def analyze(model) -> Report:
     ```
     """
     check_model(model)
-    return report_on(study(model))
+    return report_on(study(expand(model)))
 
 
 def report_on(analysis: Analysis) -> Report:

@@ -17,6 +17,7 @@ from filterprune.channels.trace import (
     is_layer,
 )
 from filterprune.compiling import recompile
+from filterprune.expansion import expand, expand_but
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
@@ -101,6 +102,7 @@ def wrap_model(model, exclude=()):
     ```
     """
     check_model(model)
+    model = expand_but(model, _exclusion(model, exclude, layers=True))
     excluded = _exclusion(model, exclude)
     analysis = study(model, excluded)
     if analysis.masks:
@@ -118,6 +120,7 @@ def wrap_paths(model, paths):
         ValueError: if one of them is not in the model, or cannot be masked.
     """
     check_model(model)
+    model = expand(model)
     analysis = study(model)
     if analysis.masks:
         raise ValueError(
@@ -216,14 +219,20 @@ def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
     return chosen
 
 
-def _exclusion(model, exclude) -> Callable[[Call], bool]:
-    """A predicate on calls for an `exclude` argument, checked to match."""
+def _exclusion(model, exclude, layers=False) -> Callable:
+    """A predicate on calls for an `exclude` argument, checked to match.
+
+    Args:
+        model: the model.
+        exclude: the argument.
+        layers: whether the predicate is to be one on layers.
+    """
     if isinstance(exclude, (str, type)) or callable(exclude):
         exclude = (exclude,)
     if not isinstance(exclude, Iterable):
         raise TypeError(f"Expected `exclude` to be iterable. Received: {exclude!r}")
     tests = [(entry, _test(entry)) for entry in exclude]
-    calls = study(model).flow.calls
+    calls = study(model).flow.calls if tests else []
     for entry, test in tests:
         if not any(test(call) for call in calls):
             raise ValueError(
@@ -231,6 +240,11 @@ def _exclusion(model, exclude) -> Callable[[Call], bool]:
                 f"'{model.name}'. Received: {entry!r}, which matches none. "
                 + _suggestion(entry, calls)
             )
+    if layers:
+        found = {
+            id(call.op) for call in calls if any(test(call) for _, test in tests)
+        }
+        return lambda layer: id(layer) in found
     return lambda call: any(test(call) for _, test in tests)
 
 

@@ -5,13 +5,14 @@ from filterprune.channels.flow import Flow, describe, flow
 from filterprune.channels.holding import hold
 from filterprune.channels.joining import join
 from filterprune.channels.labels import Channels
-from filterprune.channels.registry import rule
+from filterprune.channels.registry import composite, rule
 from filterprune.channels.verbs import barrier, mix, same, take
 
 __all__ = [
     "Channels",
     "Flow",
     "barrier",
+    "composite",
     "describe",
     "flow",
     "hold",

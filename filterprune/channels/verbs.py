@@ -37,6 +37,7 @@ from filterprune.channels.constants import (
 )
 from filterprune.channels.flow import Ambiguous, current, describe
 from filterprune.channels.labels import Channels, squeeze_uniform
+from filterprune.channels.registry import weight_of
 
 
 def channel_axis(layer) -> int:
@@ -62,6 +63,7 @@ def mix(
     gates: Sequence[str] | None = None,
     positions: str | int = "out",
     kind: str = "channels",
+    bind: dict[str, str] | None = None,
     **weights: str,
 ) -> Channels:
     """The layer mixes the channels it reads and makes new ones.
@@ -83,11 +85,13 @@ def mix(
             multiplied, for the cost; or how many those are.
         kind: what sort of channels it makes: `"channels"` of a convolution, or
             `"units"`.
+        bind: the same as `weights`, as a dict.
         **weights: for each weight the names of its axes.
 
     Returns:
         The `Channels` of the output.
     """
+    weights = {**(bind or {}), **weights}
     call = current()
     activation = activation_of(call.op)
     axis = channel_axis(call.op) if axis is None else axis
@@ -110,7 +114,7 @@ def mix(
         at, of = (output, to) if positions == "out" else (x, axis)
         positions = count_positions(at, of)
     for name in weights:
-        if len(getattr(getattr(call.op, name, None), "shape", ())) > 1:
+        if len(getattr(weight_of(call.op, name), "shape", ())) > 1:
             call.products.append((name, positions))
     if gates is None:
         gates = [name for name, spec in weights.items() if "out" in spec.split()]

@@ -3,7 +3,7 @@
 from keras import layers
 
 from filterprune.channels.flow import gates_of
-from filterprune.layers.base import Masked, masks
+from filterprune.layers.base import Masked, arguments_of, masks
 
 
 @masks(layers.MultiHeadAttention)
@@ -20,6 +20,10 @@ class MaskedMultiHeadAttention(Masked):
             `"heads"`, `(num_heads,)`; `"key_dim"`, `(key_dim,)`; and
             `"value_dim"`, `(value_dim,)`.
     """
+
+    def __init__(self, layer, axis=-1, **kwargs):
+        super().__init__(layer, axis=axis, **kwargs)
+        self._taken = frozenset(arguments_of(self.layer))
 
     def build(self, query_shape, value_shape, key_shape=None):
         if not self.layer.built:
@@ -45,18 +49,17 @@ class MaskedMultiHeadAttention(Masked):
         training=None,
         use_causal_mask=False,
     ):
-        return self._call_gated(
-            query,
-            value,
-            key=key,
-            query_mask=query_mask,
-            value_mask=value_mask,
-            key_mask=key_mask,
-            attention_mask=attention_mask,
-            return_attention_scores=return_attention_scores,
-            training=training,
-            use_causal_mask=use_causal_mask,
-        )
+        given = {
+            "query_mask": query_mask,
+            "value_mask": value_mask,
+            "key_mask": key_mask,
+            "attention_mask": attention_mask,
+            "return_attention_scores": return_attention_scores,
+            "training": training,
+            "use_causal_mask": use_causal_mask,
+        }
+        kwargs = {name: given[name] for name in given if name in self._taken}
+        return self._call_gated(query, value, key=key, **kwargs)
 
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)

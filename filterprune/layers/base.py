@@ -24,6 +24,13 @@ def masks(*types: type):
     return register
 
 
+def masks_too(cls: type["Masked"], *types: type) -> None:
+    """Let a masked layer wrap further types, such as subclasses of another library."""
+    cls.wraps += types
+    for wrapped in types:
+        _MASKED[wrapped] = cls
+
+
 def masked_class(layer_type: type) -> type["Masked"] | None:
     """The masked layer made for a layer type or its parent, or None."""
     return _MASKED.get(known_type(layer_type))
@@ -98,7 +105,7 @@ class Masked(keras.layers.Wrapper):
         self._gate_names: dict[str, str] = {}
         self.supports_masking = layer.supports_masking
         self._passes = [
-            name for name in ("training", "mask") if name in _arguments(layer)
+            name for name in ("training", "mask") if name in arguments_of(layer)
         ]
 
     def build(self, input_shape):
@@ -127,7 +134,7 @@ class Masked(keras.layers.Wrapper):
         return {name: getattr(self, own) for name, own in self._gate_names.items()}
 
     def __call__(self, *args, **kwargs):
-        first = _arguments(self.layer)[0]  # by whatever name `layer` knows it
+        first = arguments_of(self.layer)[0]  # by whatever name `layer` knows it
         if not args and first in kwargs:
             args = (kwargs.pop(first),)
         return super().__call__(*args, **kwargs)
@@ -186,5 +193,5 @@ class Masked(keras.layers.Wrapper):
         return {**super().get_config(), "axis": self.axis}
 
 
-def _arguments(layer) -> tuple[str, ...]:
+def arguments_of(layer) -> tuple[str, ...]:
     return tuple(inspect.signature(layer.call).parameters)
