@@ -4,13 +4,15 @@ import contextlib
 import functools
 import importlib
 
+import keras
 import keras_hub
+import numpy as np
 from keras import ops
 
 from filterprune.channels.registry import composite, composites_of, rule
 from filterprune.channels.rules.attention import multi_head_attention
 from filterprune.channels.trace import mask_of
-from filterprune.channels.verbs import barrier, mix, same
+from filterprune.channels.verbs import barrier, same
 from filterprune.layers.attention import MaskedMultiHeadAttention
 from filterprune.layers.base import masks_too
 
@@ -75,54 +77,91 @@ def _causal_mask(
     return causal if mask is None else ops.minimum(mask, causal)
 
 
+class _Plain:
+    """Stands for attention with a cache that is called without one.
+
+    Keras cannot call it with symbolic tensors, for it does not know of caches.
+    """
+
+    def __init__(self, attention):
+        self.attention = attention
+        if type(attention) is keras_hub.layers.CachedMultiHeadAttention:
+            self.attention = keras.layers.MultiHeadAttention.from_config(
+                attention.get_config()
+            )
+            self.attention.build_from_config(attention.get_build_config())
+            self.attention.set_weights(attention.get_weights())
+
+    def __call__(self, query, value, cache=None, cache_update_index=None, **kwargs):
+        if isinstance(self.attention, keras_hub.layers.CachedMultiHeadAttention):
+            return self.attention.call(query, value, **kwargs)
+        return self.attention(query, value, **kwargs)
+
+
 def _decode(layer, *args, **kwargs):
-    vars(layer)["_compute_self_attention_mask"] = functools.partial(_causal_mask, layer)
+    """Call a decoder so that it makes its mask of tensors, whatever their sizes."""
+    own = vars(layer)
+    if "_compute_self_attention_mask" not in own:
+        own["_compute_self_attention_mask"] = functools.partial(_causal_mask, layer)
+        for name in ("_self_attention_layer", "_cross_attention_layer"):
+            attention = getattr(layer, name, None)
+            if attention is not None:
+                own[name] = _Plain(attention)
     return layer.call(*args, **kwargs)
 
 
 composite(keras_hub.layers.TransformerDecoder, _decode)
 
 
-def _patches(*vectors: str):
-    """A rule for images cut into patches, and vectors of the same width added."""
+def _positions(x, embedding):
+    """The embeddings of all positions of a tensor, added to it."""
+    ones = ops.sum(ops.zeros_like(x), axis=-1) + 1.0
+    return x + embedding(ops.cast(ops.cumsum(ones, axis=1) - 1.0, "int32"))
 
-    def patches(layer, x, bool_masked_pos=None):
-        if bool_masked_pos is not None:
-            return barrier("it is called with a mask of positions")
-        if layer.data_format == "channels_first":
-            return barrier("its channels are first")
-        names = ("patch_embedding.kernel", "patch_embedding.bias", *vectors)
-        return mix(
-            x,
-            axis=-1,
-            resize="hidden_dim",
-            gates=names,
-            bind={
-                "patch_embedding.kernel": "... in out",
-                "patch_embedding.bias": "out",
-                **dict.fromkeys(vectors, "... out"),
-            },
+
+def _embed(layer, inputs, positions, tokens):
+    """Patches of an image behind tokens, at their positions.
+
+    A token and the position that it stands at are one vector, so that there is
+    an `Embedding` of all of these and nothing else.
+    """
+    x = layer.patch_embedding(inputs)
+    if layer.data_format == "channels_first":
+        x = ops.transpose(x, (0, 2, 3, 1))
+    x = ops.reshape(x, (-1, layer.num_patches, x.shape[-1]))
+    x = ops.pad(x, ((0, 0), (len(tokens), 0), (0, 0)))
+    if "_embedding" not in vars(layer):
+        table = np.array(ops.convert_to_numpy(positions)).reshape(x.shape[1:])
+        for place, token in enumerate(tokens):
+            table[place] += ops.convert_to_numpy(token)[0, 0]
+        embedding = keras.layers.Embedding(
+            *table.shape, dtype=layer.dtype_policy, name=f"{layer.name}_positions"
         )
+        embedding.build((None, None))
+        embedding.set_weights([table])
+        vars(layer)["_embedding"] = embedding
+    return _positions(x, vars(layer)["_embedding"])
 
-    return patches
+
+def _vit_embed(layer, inputs):
+    tokens = [layer.class_token] if layer.use_class_token else []
+    return _embed(layer, inputs, layer.position_embedding.embeddings, tokens)
 
 
-def _register(path: str, *vectors: str) -> None:
+def _deit_embed(layer, inputs):
+    tokens = [layer.class_token, layer.distillation_token]
+    x = _embed(layer, inputs, layer.position_embedding, tokens)
+    return layer.dropout(x)
+
+
+def _declare(path: str, call) -> None:
+    """Declare a composite that keras-hub does not publish."""
     module, name = path.rsplit(".", 1)
     with contextlib.suppress(ImportError, AttributeError):  # of another release
-        cls = getattr(importlib.import_module(f"keras_hub.src.models.{module}"), name)
-        rule(cls)(_patches(*vectors))
+        module = importlib.import_module(f"keras_hub.src.models.{module}")
+        composite(getattr(module, name), call)
 
 
-_register(
-    "vit.vit_layers.ViTPatchingAndEmbedding",
-    "class_token",
-    "position_embedding.embeddings",
-)
-_register(
-    "deit.deit_layers.DeiTEmbeddings",
-    "class_token",
-    "distillation_token",
-    "mask_token",
-    "position_embedding",
-)
+_declare("whisper.whisper_decoder.WhisperDecoder", _decode)
+_declare("vit.vit_layers.ViTPatchingAndEmbedding", _vit_embed)
+_declare("deit.deit_layers.DeiTEmbeddings", _deit_embed)

@@ -142,6 +142,11 @@ def composite_call(cls: type) -> Callable | None:
     return _COMPOSITES.get(cls)
 
 
+def calls_itself(cls: type) -> bool:
+    """Whether a composite is taken apart by its own `call`."""
+    return _COMPOSITES.get(cls, _call) is _call
+
+
 def composites_of(library: str) -> None:
     """Declare that all layers of a library that hold others are composites."""
     _COMPOSITE_LIBRARIES.add(library)

@@ -180,6 +180,17 @@ def own_parts(layer) -> list:
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+def members_of(layer) -> list[tuple[str, Any]]:
+    """The attributes of a layer that may hold layers, with their names."""
+    own = {**vars(layer), **(vars(layer).get("_modules") or {})}  # on PyTorch
+    return [
+        (name, value)
+        for name, value in own.items()
+        if name not in ("_layers", "_modules")
+        and (is_layer(value) or isinstance(value, (list, tuple, dict)))
+    ]
+
+
 def mask_of(tensor):
     """The mask that Keras lets a tensor carry along, or None."""
     return get_keras_mask(tensor)
