@@ -10,11 +10,12 @@ from filterprune.channels.trace import (
     is_graph,
     is_layer,
     own_parts,
+    parts_of,
     trace,
 )
 from filterprune.compiling import recompile
 from filterprune.errors import PruningWarning
-from filterprune.inlining import inline, why_not_inlined
+from filterprune.inlining import inline, leave_open, why_not_inlined
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, remake
 
 
@@ -65,6 +66,7 @@ def expand_but(model, kept: Callable, asked: Iterable[type] = ()):
     if not expander.has_some(model):
         return model
     whole = expander.rebuild(model)
+    leave_open(whole)
     if model.compiled:
         recompile(model, whole)
     return whole
@@ -130,6 +132,8 @@ class _Expander(Rebuilder):
         if reason is None:
             return inline(new, self._function, args, kwargs)
         self._give_up(old, reason)
+        for part, own in zip(parts_of(new), parts_of(old), strict=True):
+            part.name = own.name
         return new(*args, **kwargs)
 
     def _give_up(self, layer, reason: str) -> None:

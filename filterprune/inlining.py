@@ -9,6 +9,7 @@ import keras
 from filterprune.channels.registry import calls_itself
 from filterprune.channels.trace import (
     carry_mask,
+    change_operation,
     copy_object,
     is_layer,
     mask_of,
@@ -39,9 +40,26 @@ def inline(layer, function_of: Callable, args, kwargs):
     mask = mask_of(given[0]) if given else None
     if mask is not None and layer.supports_masking:
         for output in keras.tree.flatten(outputs):
-            if isinstance(output, keras.KerasTensor):
+            if _is_symbolic(output):
                 carry_mask(output, mask)
     return outputs
+
+
+def _is_symbolic(value) -> bool:
+    return isinstance(value, keras.KerasTensor)
+
+
+def leave_open(model) -> None:
+    """Let reshapes into a shape with an unknown size find that out themselves.
+
+    A layer asks a tensor for its sizes; a symbolic one does not know all of them.
+    """
+    for node in trace(model).nodes:
+        shape = getattr(node.op, "newshape", None)
+        if isinstance(shape, (list, tuple)) and None in shape:
+            sizes = [-1 if size is None else size for size in shape]
+            if sizes.count(-1) == 1:
+                change_operation(node.op, newshape=tuple(sizes))
 
 
 class _Inlined:
@@ -90,7 +108,7 @@ def _cast(layer, arguments):
 
     def cast(value):
         wanted = layer.compute_dtype
-        if not isinstance(value, keras.KerasTensor) or not layer.autocast:
+        if not _is_symbolic(value) or not layer.autocast:
             return value
         if "float" not in value.dtype or value.dtype == wanted:
             return value
@@ -111,8 +129,8 @@ def why_not_inlined(layer, function_of, args, kwargs) -> str | None:
             trained = _Trial(layer, function_of, args, {**kwargs, "training": True})
             if plain.sequence() != trained.sequence():
                 return "it calls other parts in training"
-        if calls_itself(type(layer)):
-            return plain.left_out()
+        if calls_itself(type(layer)) and plain.leaves_out():
+            return "it has weights of its own"
         return plain.difference(layer, args, kwargs)
     except Exception as error:
         return f"it cannot be called with symbolic tensors ({error})"
@@ -129,11 +147,15 @@ class _Trial:
         self.masks: list[Any] = []
         args, kwargs = keras.tree.map_structure(self._fresh, (args, kwargs))
         outputs = inline(self.copy, function_of, args, kwargs)
-        self.model = keras.Model([*self.inputs, *self.masks], outputs)
+        made = [
+            y for y in keras.tree.flatten(outputs) if _is_symbolic(y)
+        ]  # no constants
+        self.model = keras.Model([*self.inputs, *self.masks], made)
+        leave_open(self.model)
 
     def _fresh(self, value):
         """An input like a tensor, and one like the mask that it carries along."""
-        if not isinstance(value, keras.KerasTensor):
+        if not _is_symbolic(value):
             return value
         tensor = keras.Input(batch_shape=value.shape, dtype=value.dtype)
         self.inputs.append(tensor)
@@ -150,11 +172,10 @@ class _Trial:
             for node in trace(self.model).nodes
         ]
 
-    def left_out(self) -> str | None:
-        """Whether the model has no variable for a weight of the layer."""
+    def leaves_out(self) -> bool:
+        """Whether a weight of the layer is no variable of the model."""
         known = {id(variable) for variable in self.model.variables}
-        whole = known.issuperset(id(weight) for weight in self.copy.weights)
-        return None if whole else "it has weights of its own"
+        return not known.issuperset(id(weight) for weight in self.copy.weights)
 
     def difference(self, layer, args, kwargs) -> str | None:
         """Whether the model computes something else than the layer."""
@@ -164,15 +185,15 @@ class _Trial:
         left = iter(given)
 
         def fill(value):
-            return next(left) if isinstance(value, keras.KerasTensor) else value
+            return next(left) if _is_symbolic(value) else value
 
         args, kwargs = keras.tree.map_structure(fill, (args, kwargs))
-        wanted = keras.tree.flatten(layer(*args, **kwargs))
+        wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(self.model.outputs)]
         found = keras.tree.flatten(self.model([*given, *masks]))
         worst = max(map(relative_difference, wanted, found), default=0.0)
         if worst < _TOLERANCE:
             return None
-        return f"the function given for it computes something else (by {worst:.2g})"
+        return f"its parts alone compute something else (by {worst:.2g})"
 
 
 _SIZE = 4

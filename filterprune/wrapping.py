@@ -241,9 +241,7 @@ def _exclusion(model, exclude, layers=False) -> Callable:
                 + _suggestion(entry, calls)
             )
     if layers:
-        found = {
-            id(call.op) for call in calls if any(test(call) for _, test in tests)
-        }
+        found = {id(call.op) for call in calls if any(test(call) for _, test in tests)}
         return lambda layer: id(layer) in found
     return lambda call: any(test(call) for _, test in tests)
 

@@ -74,9 +74,7 @@ def compound(
     made = table.new(shape[-1]) if made is None else made
     vectors = {word: along(x, -1) for word, x in reads.items()}
     words: dict[str, np.ndarray] = {**vectors, **(known or {}), "out": made}
-    words |= {
-        name: part.labels for name, part in inner.items() if name not in words
-    }
+    words |= {name: part.labels for name, part in inner.items() if name not in words}
     bind_weights(dict(weights), words)
     note_resizing(resize, words)
     call.flow.binding(call).scales.update(scales or {})

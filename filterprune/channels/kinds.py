@@ -52,7 +52,11 @@ def check_kinds(kinds) -> frozenset[str] | None:
     """
     if kinds is None:
         return None
-    given = [kinds] if isinstance(kinds, str) or not isinstance(kinds, Iterable) else list(kinds)
+    given = (
+        [kinds]
+        if isinstance(kinds, str) or not isinstance(kinds, Iterable)
+        else list(kinds)
+    )
     if not all(isinstance(kind, str) for kind in given):
         raise TypeError(
             'Expected `kinds` to be strings, as in `kinds={"heads", "ffn"}`. '

@@ -64,7 +64,8 @@ def einsum(op, *xs):
     free = [len(x.shape) - len(n.replace("...", "")) for x, n in _pairs(xs, inputs)]
     rest = [f"_{i}" for i in range(max(free))]  # what `...` stands for, from the right
     names = [
-        _spelled(n, rest[len(rest) - k :]) for (_, n), k in zip(_pairs(xs, inputs), free)
+        _spelled(n, rest[len(rest) - k :])
+        for (_, n), k in zip(_pairs(xs, inputs), free)
     ]
     return contract(xs, names, _spelled(output, rest))
 
