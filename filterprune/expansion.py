@@ -1,9 +1,11 @@
 """Composite layers taken apart: what they call takes their place in the model."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from filterprune.channels.registry import composite_call, layer_rule
+from filterprune.channels.registry import calls_itself, composite_call, layer_rule
 from filterprune.channels.trace import (
     check_model,
     copy_object,
@@ -15,7 +17,7 @@ from filterprune.channels.trace import (
 )
 from filterprune.compiling import recompile
 from filterprune.errors import PruningWarning
-from filterprune.inlining import inline, leave_open, why_not_inlined
+from filterprune.inlining import Trial, has_own_weights
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, remake
 
 
@@ -66,7 +68,6 @@ def expand_but(model, kept: Callable, asked: Iterable[type] = ()):
     if not expander.has_some(model):
         return model
     whole = expander.rebuild(model)
-    leave_open(whole)
     if model.compiled:
         recompile(model, whole)
     return whole
@@ -85,6 +86,7 @@ class _Expander(Rebuilder):
         self._kept = kept
         self._asked = asked
         self._given_up: set[int] = set()
+        self._extra: dict[tuple, Any] = {}
 
     def has_some(self, model) -> bool:
         """Whether there is a layer to expand."""
@@ -115,23 +117,49 @@ class _Expander(Rebuilder):
         if self._function(op) is None:
             return _copied(op)
         new = copy_object(op)
-        self._name_parts(new)
+        self._name_parts(new, set())
         return new
 
-    def _name_parts(self, layer) -> None:
+    def _name_parts(self, layer, taken: set[str]) -> None:
         """Name the parts of a layer after it, so that names are unique."""
         for part in own_parts(layer):
-            part.name = f"{layer.name}_{part.name}"
+            name = first = f"{layer.name}_{part.name}"
+            for number in itertools.count(1):
+                if name not in taken:
+                    break
+                name = f"{first}_{number}"
+            part.name = name
+            taken.add(name)
             if self._function(part) is not None:
-                self._name_parts(part)
+                self._name_parts(part, taken)
 
     def _call(self, old, new, args, kwargs):
         if self._function(old) is None:
             return new(*args, **kwargs)
-        reason = why_not_inlined(old, self._function, args, kwargs)
-        if reason is None:
-            return inline(new, self._function, args, kwargs)
-        self._give_up(old, reason)
+        given = {key: value for key, value in kwargs.items() if key != "training"}
+        if calls_itself(type(old)) and has_own_weights(old):
+            self._give_up(old, "it has weights of its own")
+            return self._kept_as_it_is(old, new, args, kwargs)
+        try:
+            trial = Trial(new, self._function, args, given)
+            reason = trial.why_not(new, self._function, args, given)
+        except Exception as error:
+            reason = f"it cannot be called with symbolic tensors ({error})"
+        if reason is not None:
+            self._give_up(old, reason)
+            return self._kept_as_it_is(old, new, args, kwargs)
+        parts = dict(zip(map(id, parts_of(trial.copy)), parts_of(new), strict=True))
+
+        def twin(layer):
+            found = parts.get(id(layer))
+            if found is None:  # a layer that a function made for it
+                key = (id(new), layer.name)
+                found = self._extra.setdefault(key, copy_object(layer))
+            return found
+
+        return trial.play(args, given, twin)
+
+    def _kept_as_it_is(self, old, new, args, kwargs):
         for part, own in zip(parts_of(new), parts_of(old), strict=True):
             part.name = own.name
         return new(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Calling a layer's parts in the layer's place, on symbolic tensors."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +10,8 @@ import keras
 from filterprune.channels.registry import calls_itself
 from filterprune.channels.trace import (
     carry_mask,
-    change_operation,
     copy_object,
+    copy_operation,
     is_layer,
     mask_of,
     members_of,
@@ -47,19 +48,6 @@ def inline(layer, function_of: Callable, args, kwargs):
 
 def _is_symbolic(value) -> bool:
     return isinstance(value, keras.KerasTensor)
-
-
-def leave_open(model) -> None:
-    """Let reshapes into a shape with an unknown size find that out themselves.
-
-    A layer asks a tensor for its sizes; a symbolic one does not know all of them.
-    """
-    for node in trace(model).nodes:
-        shape = getattr(node.op, "newshape", None)
-        if isinstance(shape, (list, tuple)) and None in shape:
-            sizes = [-1 if size is None else size for size in shape]
-            if sizes.count(-1) == 1:
-                change_operation(node.op, newshape=tuple(sizes))
 
 
 class _Inlined:
@@ -120,38 +108,52 @@ def _cast(layer, arguments):
     return keras.tree.map_structure(cast, arguments)
 
 
-def why_not_inlined(layer, function_of, args, kwargs) -> str | None:
-    """Why a layer cannot be inlined; found out on copies, on tensors like these."""
-    kwargs = {key: value for key, value in kwargs.items() if key != "training"}
-    try:
-        plain = _Trial(layer, function_of, args, kwargs)
-        if takes_training(layer):
-            trained = _Trial(layer, function_of, args, {**kwargs, "training": True})
-            if plain.sequence() != trained.sequence():
-                return "it calls other parts in training"
-        if calls_itself(type(layer)) and plain.leaves_out():
-            return "it has weights of its own"
-        return plain.difference(layer, args, kwargs)
-    except Exception as error:
-        return f"it cannot be called with symbolic tensors ({error})"
+class Trial:
+    """A functional model of one call of a copy of a composite layer.
 
+    Args:
+        layer: the layer.
+        function_of: see `inline`.
+        args, kwargs: the call's arguments, symbolic tensors among them.
 
-class _Trial:
-    """A functional model of one call of a copy of a layer."""
+    Raises:
+        Exception: whatever the layer raises for symbolic tensors.
+    """
 
     def __init__(self, layer, function_of, args, kwargs):
         self.copy = copy_object(layer)
-        for number, part in enumerate(parts_of(self.copy)):
-            part.name = f"part_{number}_{part.name}"
         self.inputs: list[Any] = []
         self.masks: list[Any] = []
         args, kwargs = keras.tree.map_structure(self._fresh, (args, kwargs))
-        outputs = inline(self.copy, function_of, args, kwargs)
-        made = [
-            y for y in keras.tree.flatten(outputs) if _is_symbolic(y)
-        ]  # no constants
+        self.outputs = inline(self.copy, function_of, args, kwargs)
+        made = [y for y in keras.tree.flatten(self.outputs) if _is_symbolic(y)]
         self.model = keras.Model([*self.inputs, *self.masks], made)
-        leave_open(self.model)
+
+    def play(self, args, kwargs, twin: Callable):
+        """Do the same with other tensors, which may know more of their sizes.
+
+        Args:
+            args, kwargs: the arguments.
+            twin: from a layer that the copy calls to the one to call instead.
+
+        Returns:
+            The outputs, in the structure in which the layer gives them.
+        """
+        given = [x for x in keras.tree.flatten((args, kwargs)) if _is_symbolic(x)]
+        masks = [mask_of(x) for x in given if mask_of(x) is not None]
+        inputs = [*self.inputs, *self.masks]
+        known = dict(zip(map(id, inputs), [*given, *masks], strict=True))
+        for node in trace(self.model).nodes:
+            own, named = node.fill(known)
+            op = twin(node.op) if is_layer(node.op) else _resized(node.op, own)
+            outputs = keras.tree.flatten(op(*own, **named))
+            for old, new in zip(node.outputs, outputs, strict=True):
+                known[id(old)] = new
+                if id(mask_of(old)) in known:
+                    carry_mask(new, known[id(mask_of(old))])
+        return keras.tree.map_structure(
+            lambda y: known[id(y)] if _is_symbolic(y) else y, self.outputs
+        )
 
     def _fresh(self, value):
         """An input like a tensor, and one like the mask that it carries along."""
@@ -172,6 +174,16 @@ class _Trial:
             for node in trace(self.model).nodes
         ]
 
+    def why_not(self, layer, function_of, args, kwargs) -> str | None:
+        """Why this does not stand for the layer, or None."""
+        if calls_itself(type(layer)) and self.leaves_out():
+            return "it has weights that it does not call a part with"
+        if takes_training(layer):
+            again = {**kwargs, "training": True}
+            if Trial(layer, function_of, args, again).sequence() != self.sequence():
+                return "it calls other parts in training"
+        return self.difference(layer, args, kwargs)
+
     def leaves_out(self) -> bool:
         """Whether a weight of the layer is no variable of the model."""
         known = {id(variable) for variable in self.model.variables}
@@ -179,21 +191,66 @@ class _Trial:
 
     def difference(self, layer, args, kwargs) -> str | None:
         """Whether the model computes something else than the layer."""
-        inputs = keras.tree.flatten(generate_inputs(self.model, size=_SIZE))
-        given = inputs[: len(self.inputs)]
-        masks = [keras.ops.ones_like(mask) for mask in inputs[len(given) :]]
-        left = iter(given)
-
-        def fill(value):
-            return next(left) if _is_symbolic(value) else value
-
-        args, kwargs = keras.tree.map_structure(fill, (args, kwargs))
-        wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(self.model.outputs)]
-        found = keras.tree.flatten(self.model([*given, *masks]))
+        model, places = self._replica(args, kwargs)
+        inputs = keras.tree.flatten(generate_inputs(model, size=_SIZE))
+        given = inputs[: len(places)]
+        masks = [keras.ops.ones_like(mask) for mask in inputs[len(places) :]]
+        found = keras.tree.flatten(model([*given, *masks]))
+        values = iter(given)
+        args, kwargs = keras.tree.map_structure(
+            lambda x: next(values) if _is_symbolic(x) else x, (args, kwargs)
+        )
+        wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
         worst = max(map(relative_difference, wanted, found), default=0.0)
         if worst < _TOLERANCE:
             return None
         return f"its parts alone compute something else (by {worst:.2g})"
+
+    def _replica(self, args, kwargs) -> tuple:
+        """The model once more, as `play` makes it, and its inputs but for masks."""
+        places, masks = [], []
+
+        def place(value):
+            if not _is_symbolic(value):
+                return value
+            places.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
+            if mask_of(value) is not None:
+                shape = mask_of(value).shape
+                masks.append(keras.Input(batch_shape=shape, dtype="bool"))
+                carry_mask(places[-1], masks[-1])
+            return places[-1]
+
+        args, kwargs = keras.tree.map_structure(place, (args, kwargs))
+        outputs = keras.tree.flatten(self.play(args, kwargs, twin=lambda op: op))
+        made = [y for y in outputs if _is_symbolic(y)]
+        return keras.Model([*places, *masks], made), places
+
+
+def has_own_weights(layer) -> bool:
+    """Whether a layer has weights that no part of it has."""
+    parts = {id(weight) for part in parts_of(layer) for weight in part.weights}
+    return any(id(weight) not in parts for weight in layer.weights)
+
+
+def _resized(op, args):
+    """A copy of a bare operation; a reshape finds out one size itself.
+
+    A layer asks a tensor for its sizes; a symbolic one does not know all of them.
+    """
+    given = getattr(op, "newshape", None)
+    if isinstance(given, (list, tuple)) and None in given:
+        return copy_operation(op, newshape=_with_one_open([*given], args[0].shape))
+    return copy_operation(op)
+
+
+def _with_one_open(sizes: list, shape) -> tuple:
+    """The sizes of a reshape of a tensor, of which one is to be found out."""
+    rest = [place for place, size in enumerate(sizes) if place and size in (None, -1)]
+    whole = sizes[0] is shape[0] is None and None not in shape[1:]
+    if whole and len(rest) == 1:
+        known = math.prod(size for size in sizes[1:] if size not in (None, -1))
+        sizes[rest[0]] = math.prod(shape[1:]) // max(known, 1)
+    return tuple(-1 if size is None else size for size in sizes)
 
 
 _SIZE = 4

@@ -7,8 +7,8 @@ import numpy as np
 
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.trace import check_model
-from filterprune.expansion import expand
 from filterprune.cost import Cost, layer_costs, total
+from filterprune.expansion import expand
 
 
 @dataclasses.dataclass(frozen=True)

@@ -248,14 +248,6 @@ def copy_operation(op, **changes):
     return fresh
 
 
-def change_operation(op, **changes) -> None:
-    """Change attributes of a bare operation where it is, and its config along."""
-    op.__dict__.update(changes)
-    given = getattr(op, "_auto_config", None)
-    if given is not None:
-        op.__dict__["_auto_config"] = type(given)(**{**given.config, **changes})
-
-
 def _plain_number(value):
     return value.item() if isinstance(value, np.generic) else value
 

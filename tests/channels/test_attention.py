@@ -129,6 +129,16 @@ def test_heads_of_einsum_dense_are_pruned_at_any_length(form):
     assert small.count_params() < 0.5 * masked.count_params()
 
 
+def test_a_bias_that_keras_may_add_along_another_axis_is_a_barrier():
+    inputs = keras.Input((5, 6))
+    x = layers.EinsumDense("abc,bd->adc", (4, 8), bias_axes="d")(
+        layers.Dense(8)(inputs)
+    )
+    model = randomise(keras.Model(inputs, head(x)))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "bias along one axis that is not the last" in barrier
+
+
 def test_what_is_left_of_multi_head_attention_is_multi_head_attention(tmp_path):
     model = attending(lambda: layers.MultiHeadAttention(4, 6, value_dim=3, name="mha"))
     masked = filterprune.wrap_model(model)

@@ -198,7 +198,7 @@ CASES = {
     ],
     layers.EinsumDense: [
         sequence(einsum_dense("...x,xy->...y", 6, bias_axes="y", activation="gelu")),
-        sequence(einsum_dense("abc,bd->adc", (4, 8), bias_axes="d")),
+        sequence(einsum_dense("abc,bd->adc", (4, 8), bias_axes="c")),
         sequence(
             einsum_dense("abc,cde->abde", (5, 3, 4), bias_axes="e"),
             einsum_dense("abde,def->abdf", (5, 3, 2), bias_axes="df"),
@@ -467,7 +467,7 @@ def in_windows(function, size=3):
 
 def by_hand(x, attention, heads=4):
     """Queries, keys and values of several heads, made by dense layers."""
-    _, length, width = x.shape
+    length = x.shape[1]
     qkv = [
         layers.Reshape((length, heads, 3))(layers.Dense(heads * 3)(x)) for _ in "qkv"
     ]

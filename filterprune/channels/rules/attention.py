@@ -5,8 +5,8 @@ import math
 import numpy as np
 from keras import layers
 
-from filterprune.channels.compound import Inner, compound, positions_of
 from filterprune.channels.binding import bind_weights
+from filterprune.channels.compound import Inner, compound, positions_of
 from filterprune.channels.constants import rounded, spread
 from filterprune.channels.contraction import contract
 from filterprune.channels.flow import current, describe
@@ -50,6 +50,7 @@ def multi_head_attention(
             return None
         return (*(asked or ())[:-1], count)
 
+    _keep_two(layer, (query, key, value), heads.size, keys, values)
     attended = positions_of(query) * _attended(layer, value)
     output = compound(
         {"query": query, "key": key, "value": value},
@@ -120,6 +121,7 @@ def group_query_attention(
     every = "heads" if single else "every_head"
     dims, rank = table.new(layer.head_dim), query.ndim + 1
     seen = spread(dims, rank, -1)
+    _keep_two(layer, (query, key, value), heads.size, dims)
     gates = (f"{_OUTPUT}.kernel",) if single else ("value.kernel", "value.bias")
     kernels = ("query.kernel", "key.kernel", "value.kernel")
     attended = positions_of(query) * _attended(layer, value)
@@ -196,6 +198,19 @@ def _attention(layer, xs, masks, sums):
         scores = contract([query, key], [queries, keys], scored, shape)
     output = contract([scores, value], [scored, keys], queries, call.outputs[0])
     return output if len(call.outputs) == 1 else (output, scores)
+
+
+def _keep_two(layer, read, heads, *dims) -> None:
+    """Keep two dimensions where Keras 3.15 would misplace the bias of a single one.
+
+    On TensorFlow a bias of shape `(heads, 1)` is added along the positions if there
+    are as many of those as heads.
+    """
+    biased = layer.get_config()["use_bias"]
+    if biased and any(x.shape[1] is not None and 1 < x.shape[1] <= heads for x in read):
+        for vector in dims:
+            reason = f"{describe(layer)} has no more positions than heads"
+            current().flow.table.pin(vector[:2], reason)
 
 
 def _weights(heads: str, key_heads: str, keys: str, values: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from filterprune.channels.joining import gather
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import rule
-from filterprune.channels.verbs import along, mix, same
+from filterprune.channels.verbs import along, barrier, mix, same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,9 @@ def einsum_dense(layer, x):
     Channels along an axis that it reads and makes pass through.
     """
     equation = _parse(layer, x)
+    if equation.bias and equation.bias[-1] == "_" and len(set(equation.bias)) == 2:
+        # On TensorFlow it is added along the last axis if that has as many places.
+        return barrier("of a bias along one axis that is not the last Keras is unsure")
     varied = max(varied_axes(x), key=lambda a: (x.labels.shape[a], a), default=None)
     name = None if varied is None else equation.read[varied]
     mask = current().mask
