@@ -5,19 +5,22 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import keras
+
 from filterprune.channels.registry import calls_itself, composite_call, layer_rule
 from filterprune.channels.trace import (
     check_model,
     copy_object,
     is_graph,
     is_layer,
+    mask_of,
     own_parts,
     parts_of,
     trace,
 )
 from filterprune.compiling import recompile
 from filterprune.errors import PruningWarning
-from filterprune.inlining import Trial, has_own_weights
+from filterprune.inlining import Trial, has_own_weights, is_symbolic
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, remake
 
 
@@ -43,8 +46,9 @@ def expand(model, layers=()):
     Raises:
         TypeError: if `model` is no Keras model or `layers` are no classes.
         ValueError: if `model` is subclassed or not built, or a layer of `layers`
-            has weights of its own, works differently in training, or cannot be
-            called with symbolic tensors.
+            has weights of its own, calls other parts in training, is handed a mask
+            by Keras (give masks as arguments), or cannot be called with symbolic
+            tensors.
 
     Example:
 
@@ -137,17 +141,23 @@ class _Expander(Rebuilder):
         if self._function(old) is None:
             return new(*args, **kwargs)
         given = {key: value for key, value in kwargs.items() if key != "training"}
+        flat = keras.tree.flatten((args, given))
+        trial = None
         if calls_itself(type(old)) and has_own_weights(old):
-            self._give_up(old, "it has weights of its own")
-            return self._kept_as_it_is(old, new, args, kwargs)
-        try:
-            trial = Trial(new, self._function, args, given)
-            reason = trial.why_not(new, self._function, args, given)
-        except Exception as error:
-            reason = f"it cannot be called with symbolic tensors ({error})"
-        if reason is not None:
+            reason = "it has weights of its own"
+        elif any(mask_of(x) is not None for x in flat if is_symbolic(x)):
+            reason = "Keras hands it a mask, which its parts alone do not hand on"
+        else:
+            try:
+                trial = Trial(new, self._function, args, given)
+                reason = trial.why_not(new, self._function, args, given)
+            except Exception as error:
+                reason = f"it cannot be called with symbolic tensors ({error})"
+        if trial is None or reason is not None:
             self._give_up(old, reason)
-            return self._kept_as_it_is(old, new, args, kwargs)
+            for part, own in zip(parts_of(new), parts_of(old), strict=True):
+                part.name = own.name
+            return new(*args, **kwargs)
         parts = dict(zip(map(id, parts_of(trial.copy)), parts_of(new), strict=True))
 
         def twin(layer):
@@ -158,11 +168,6 @@ class _Expander(Rebuilder):
             return found
 
         return trial.play(args, given, twin)
-
-    def _kept_as_it_is(self, old, new, args, kwargs):
-        for part, own in zip(parts_of(new), parts_of(old), strict=True):
-            part.name = own.name
-        return new(*args, **kwargs)
 
     def _give_up(self, layer, reason: str) -> None:
         message = (

@@ -11,7 +11,6 @@ from keras import ops
 
 from filterprune.channels.registry import composite, composites_of, rule
 from filterprune.channels.rules.attention import multi_head_attention
-from filterprune.channels.trace import mask_of
 from filterprune.channels.verbs import barrier, same
 from filterprune.layers.attention import MaskedMultiHeadAttention
 from filterprune.layers.base import masks_too
@@ -62,9 +61,8 @@ def _causal_mask(
     """The mask of a decoder, made of tensors alone, whatever their sizes."""
     x = decoder_sequence
     mask = None
-    padding = mask_of(x) if decoder_padding_mask is None else decoder_padding_mask
-    if padding is not None:
-        mask = ops.cast(ops.expand_dims(padding, axis=1), "int32")
+    if decoder_padding_mask is not None:
+        mask = ops.cast(ops.expand_dims(decoder_padding_mask, axis=1), "int32")
     if decoder_attention_mask is not None:
         given = ops.cast(decoder_attention_mask, "int32")
         mask = given if mask is None else ops.minimum(mask, given)

@@ -9,7 +9,6 @@ import keras
 
 from filterprune.channels.registry import calls_itself
 from filterprune.channels.trace import (
-    carry_mask,
     copy_object,
     copy_operation,
     is_layer,
@@ -23,7 +22,7 @@ from filterprune.channels.trace import (
 from filterprune.verification import generate_inputs, relative_difference
 
 
-def inline(layer, function_of: Callable, args, kwargs):
+def inline(layer, function_of: Callable, args, kwargs, training: bool | None = None):
     """Do what a composite layer does: the parts that it calls join the graph.
 
     Args:
@@ -31,47 +30,45 @@ def inline(layer, function_of: Callable, args, kwargs):
         function_of: from a layer to the function that calls its parts, or None if
             it is none to take apart.
         args, kwargs: symbolic tensors, and other arguments.
+        training: the mode in which Keras would call it and the composites in it.
 
     Returns:
         The outputs, in the structure in which the layer gives them.
     """
-    with _opened(layer, function_of):
-        outputs = function_of(layer)(layer, *_cast(layer, args), **_cast(layer, kwargs))
-    given = keras.tree.flatten((args, kwargs))
-    mask = mask_of(given[0]) if given else None
-    if mask is not None and layer.supports_masking:
-        for output in keras.tree.flatten(outputs):
-            if _is_symbolic(output):
-                carry_mask(output, mask)
-    return outputs
+    if takes_training(layer) and kwargs.get("training") is None:
+        kwargs = {**kwargs, "training": training}
+    with _opened(layer, function_of, training):
+        return function_of(layer)(layer, *_cast(layer, args), **_cast(layer, kwargs))
 
 
-def _is_symbolic(value) -> bool:
+def is_symbolic(value) -> bool:
+    """Whether a value is a symbolic tensor."""
     return isinstance(value, keras.KerasTensor)
 
 
 class _Inlined:
     """Stands for a composite part of a layer, and is inlined when it is called."""
 
-    def __init__(self, layer, function_of):
+    def __init__(self, layer, function_of, training):
         self.layer = layer
         self.function_of = function_of
+        self.training = training
 
     def __call__(self, *args, **kwargs):
-        return inline(self.layer, self.function_of, args, kwargs)
+        return inline(self.layer, self.function_of, args, kwargs, self.training)
 
     def __getattr__(self, name):
         return getattr(self.layer, name)
 
 
 @contextlib.contextmanager
-def _opened(layer, function_of) -> Iterator[None]:
+def _opened(layer, function_of, training) -> Iterator[None]:
     """Within it the composite parts of a layer are inlined as well."""
 
     def switch(value):
         if is_layer(value):
             part = function_of(value) is not None
-            return _Inlined(value, function_of) if part else value
+            return _Inlined(value, function_of, training) if part else value
         if isinstance(value, (list, tuple)):
             return [switch(one) for one in value]
         if isinstance(value, dict):
@@ -83,12 +80,14 @@ def _opened(layer, function_of) -> Iterator[None]:
     for name, value in members_of(layer):
         if parts.intersection(id(one) for one in keras.tree.flatten(value)):
             vars(layer)[name] = switch(value)
+    added = {name for name in vars(layer) if name not in before}
     try:
         yield
     finally:
-        for name in vars(layer).keys() - before.keys():
+        for name, value in before.items():
+            vars(layer)[name] = value
+        for name in added:
             del vars(layer)[name]
-        vars(layer).update(before)
 
 
 def _cast(layer, arguments):
@@ -96,14 +95,9 @@ def _cast(layer, arguments):
 
     def cast(value):
         wanted = layer.compute_dtype
-        if not _is_symbolic(value) or not layer.autocast:
+        if not is_symbolic(value) or not layer.autocast or "float" not in value.dtype:
             return value
-        if "float" not in value.dtype or value.dtype == wanted:
-            return value
-        new = keras.ops.cast(value, wanted)
-        if mask_of(value) is not None:
-            carry_mask(new, mask_of(value))
-        return new
+        return value if value.dtype == wanted else keras.ops.cast(value, wanted)
 
     return keras.tree.map_structure(cast, arguments)
 
@@ -115,19 +109,20 @@ class Trial:
         layer: the layer.
         function_of: see `inline`.
         args, kwargs: the call's arguments, symbolic tensors among them.
+        training: see `inline`.
 
     Raises:
         Exception: whatever the layer raises for symbolic tensors.
     """
 
-    def __init__(self, layer, function_of, args, kwargs):
+    def __init__(self, layer, function_of, args, kwargs, training=None):
         self.copy = copy_object(layer)
-        self.inputs: list[Any] = []
-        self.masks: list[Any] = []
-        args, kwargs = keras.tree.map_structure(self._fresh, (args, kwargs))
-        self.outputs = inline(self.copy, function_of, args, kwargs)
-        made = [y for y in keras.tree.flatten(self.outputs) if _is_symbolic(y)]
-        self.model = keras.Model([*self.inputs, *self.masks], made)
+        self.inputs, places = _inputs_like(args, kwargs)
+        self.outputs = inline(self.copy, function_of, *places, training)
+        made = [y for y in keras.tree.flatten(self.outputs) if is_symbolic(y)]
+        self.model = keras.Model(self.inputs, made)
+        self.nodes = trace(self.model).nodes
+        self._told: set[int] = set()
 
     def play(self, args, kwargs, twin: Callable):
         """Do the same with other tensors, which may know more of their sizes.
@@ -139,66 +134,57 @@ class Trial:
         Returns:
             The outputs, in the structure in which the layer gives them.
         """
-        given = [x for x in keras.tree.flatten((args, kwargs)) if _is_symbolic(x)]
-        masks = [mask_of(x) for x in given if mask_of(x) is not None]
-        inputs = [*self.inputs, *self.masks]
-        known = dict(zip(map(id, inputs), [*given, *masks], strict=True))
-        for node in trace(self.model).nodes:
+        given = [x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x)]
+        known = dict(zip(map(id, self.inputs), given, strict=True))
+        for number, node in enumerate(self.nodes):
             own, named = node.fill(known)
+            if number in self._told:
+                named.pop("training", None)
             op = twin(node.op) if is_layer(node.op) else _resized(node.op, own)
             outputs = keras.tree.flatten(op(*own, **named))
             for old, new in zip(node.outputs, outputs, strict=True):
                 known[id(old)] = new
-                if id(mask_of(old)) in known:
-                    carry_mask(new, known[id(mask_of(old))])
         return keras.tree.map_structure(
-            lambda y: known[id(y)] if _is_symbolic(y) else y, self.outputs
+            lambda y: known[id(y)] if is_symbolic(y) else y, self.outputs
         )
-
-    def _fresh(self, value):
-        """An input like a tensor, and one like the mask that it carries along."""
-        if not _is_symbolic(value):
-            return value
-        tensor = keras.Input(batch_shape=value.shape, dtype=value.dtype)
-        self.inputs.append(tensor)
-        mask = mask_of(value)
-        if mask is not None:
-            self.masks.append(keras.Input(batch_shape=mask.shape, dtype="bool"))
-            carry_mask(tensor, self.masks[-1])
-        return tensor
-
-    def sequence(self) -> list:
-        """What is called, in order."""
-        return [
-            (type(node.op), node.op.name if is_layer(node.op) else "")
-            for node in trace(self.model).nodes
-        ]
 
     def why_not(self, layer, function_of, args, kwargs) -> str | None:
         """Why this does not stand for the layer, or None."""
-        if calls_itself(type(layer)) and self.leaves_out():
+        if calls_itself(type(layer)) and self._leaves_out():
             return "it has weights that it does not call a part with"
-        if takes_training(layer):
-            again = {**kwargs, "training": True}
-            if Trial(layer, function_of, args, again).sequence() != self.sequence():
-                return "it calls other parts in training"
-        return self.difference(layer, args, kwargs)
+        if any(mask_of(y) is not None for y in self.model.outputs):
+            return "it makes a mask that its parts alone do not hand on"
+        trained = Trial(layer, function_of, args, kwargs, training=True)
+        if trained._sequence() != self._sequence():
+            return "it calls other parts in training"
+        for number, pair in enumerate(zip(self.nodes, trained.nodes, strict=True)):
+            modes = [node.kwargs.get("training") for node in pair]
+            if modes[0] != modes[1]:  # what the layer was told is told its parts
+                self._told.add(number)
+        return self._difference(layer, args, kwargs)
 
-    def leaves_out(self) -> bool:
+    def _sequence(self) -> list:
+        """What is called, in order."""
+        return [
+            (type(node.op), node.op.name if is_layer(node.op) else "")
+            for node in self.nodes
+        ]
+
+    def _leaves_out(self) -> bool:
         """Whether a weight of the layer is no variable of the model."""
         known = {id(variable) for variable in self.model.variables}
         return not known.issuperset(id(weight) for weight in self.copy.weights)
 
-    def difference(self, layer, args, kwargs) -> str | None:
+    def _difference(self, layer, args, kwargs) -> str | None:
         """Whether the model computes something else than the layer."""
-        model, places = self._replica(args, kwargs)
-        inputs = keras.tree.flatten(generate_inputs(model, size=_SIZE))
-        given = inputs[: len(places)]
-        masks = [keras.ops.ones_like(mask) for mask in inputs[len(places) :]]
-        found = keras.tree.flatten(model([*given, *masks]))
+        inputs, places = _inputs_like(args, kwargs)
+        outputs = keras.tree.flatten(self.play(*places, twin=lambda op: op))
+        model = keras.Model(inputs, [y for y in outputs if is_symbolic(y)])
+        given = keras.tree.flatten(generate_inputs(model, size=_SIZE))
+        found = keras.tree.flatten(model(given))
         values = iter(given)
         args, kwargs = keras.tree.map_structure(
-            lambda x: next(values) if _is_symbolic(x) else x, (args, kwargs)
+            lambda x: next(values) if is_symbolic(x) else x, (args, kwargs)
         )
         wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
         worst = max(map(relative_difference, wanted, found), default=0.0)
@@ -206,24 +192,19 @@ class Trial:
             return None
         return f"its parts alone compute something else (by {worst:.2g})"
 
-    def _replica(self, args, kwargs) -> tuple:
-        """The model once more, as `play` makes it, and its inputs but for masks."""
-        places, masks = [], []
 
-        def place(value):
-            if not _is_symbolic(value):
-                return value
-            places.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
-            if mask_of(value) is not None:
-                shape = mask_of(value).shape
-                masks.append(keras.Input(batch_shape=shape, dtype="bool"))
-                carry_mask(places[-1], masks[-1])
-            return places[-1]
+def _inputs_like(args, kwargs) -> tuple[list, tuple]:
+    """Inputs like the symbolic tensors among arguments, and those in their place."""
+    inputs: list[Any] = []
 
-        args, kwargs = keras.tree.map_structure(place, (args, kwargs))
-        outputs = keras.tree.flatten(self.play(args, kwargs, twin=lambda op: op))
-        made = [y for y in outputs if _is_symbolic(y)]
-        return keras.Model([*places, *masks], made), places
+    def fresh(value):
+        if not is_symbolic(value):
+            return value
+        inputs.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
+        return inputs[-1]
+
+    places = keras.tree.map_structure(fresh, (args, kwargs))
+    return inputs, places
 
 
 def has_own_weights(layer) -> bool:

@@ -91,15 +91,27 @@ def data(seed=0):
 
 
 def test_a_composite_is_expanded_on_demand_and_computes_the_same():
-    model = model_of(Block(name="block"), Block(name="again"), masking=True)
+    model = model_of(Block(name="block"), Block(name="again"))
     whole = filterprune.expand(model, [Block, FeedForward])
-    x = data()
-    x[0, 4:] = 0  # masked
-    assert_close(whole(x), model(x), 1e-5, 1e-6)
+    assert_close(whole(data()), model(data()), 1e-5, 1e-6)
     names = [layer.name for layer in whole.layers]
     assert {"block_attention", "block_part0_inner", "again_part1_outer"} <= set(names)
     assert filterprune.expand(model) is model
     assert [layer.name for layer in model.layers].count("block") == 1
+
+
+def test_parts_are_told_of_training_as_the_composite_is():
+    model = model_of(Block(name="block"))
+    whole = filterprune.expand(model, [Block])
+    outputs = [to_numpy(whole(data(), training=mode)) for mode in (True, True, False)]
+    assert not np.allclose(outputs[0], outputs[1])  # dropout
+    assert_close(outputs[2], model(data()), 1e-5, 1e-6)
+
+
+def test_a_composite_that_keras_hands_a_mask_is_kept():
+    model = model_of(Block(name="block"), masking=True)
+    with pytest.raises(ValueError, match="hands it a mask"):
+        filterprune.expand(model, [Block])
 
 
 def test_declared_composites_are_pruned_inside(declared, tmp_path):

@@ -6,8 +6,8 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`DotNotTrackScope`, `Operation._auto_config`, `get_keras_mask` and
-`set_keras_mask`, and `_fn` of metrics made of a function.
+`DotNotTrackScope`, `Operation._auto_config`, `get_keras_mask`, and `_fn` of
+metrics made of a function.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.backend import get_keras_mask
 from keras.src.utils.tracking import DotNotTrackScope
 
 
@@ -194,12 +194,6 @@ def members_of(layer) -> list[tuple[str, Any]]:
 def mask_of(tensor):
     """The mask that Keras lets a tensor carry along, or None."""
     return get_keras_mask(tensor)
-
-
-def carry_mask(tensor, mask) -> None:
-    """Let a symbolic tensor carry a mask along, unless it has one."""
-    if get_keras_mask(tensor) is None:
-        set_keras_mask(tensor, mask)
 
 
 def is_layer(op) -> bool:
