@@ -20,7 +20,7 @@ from filterprune.channels.trace import (
 )
 from filterprune.compiling import recompile
 from filterprune.errors import PruningWarning
-from filterprune.inlining import Trial, has_own_weights, is_symbolic
+from filterprune.inlining import Trial, copy_whole, has_own_weights, is_symbolic
 from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, remake
 
 
@@ -120,7 +120,11 @@ class _Expander(Rebuilder):
     def _make(self, op):
         if self._function(op) is None:
             return _copied(op)
-        new = copy_object(op)
+        try:
+            new = copy_whole(op)
+        except Exception as error:
+            self._give_up(op, f"it cannot be copied ({error})")
+            return _copied(op)
         self._name_parts(new, set())
         return new
 
@@ -155,7 +159,7 @@ class _Expander(Rebuilder):
                 reason = f"it cannot be called with symbolic tensors ({error})"
         if trial is None or reason is not None:
             self._give_up(old, reason)
-            for part, own in zip(parts_of(new), parts_of(old), strict=True):
+            for part, own in zip(parts_of(new), parts_of(old)):
                 part.name = own.name
             return new(*args, **kwargs)
         parts = dict(zip(map(id, parts_of(trial.copy)), parts_of(new), strict=True))

@@ -11,6 +11,7 @@ from filterprune.channels.registry import calls_itself
 from filterprune.channels.trace import (
     copy_object,
     copy_operation,
+    is_graph,
     is_layer,
     mask_of,
     members_of,
@@ -19,6 +20,7 @@ from filterprune.channels.trace import (
     takes_training,
     trace,
 )
+from filterprune.rebuilding import build_alike, copy_layer
 from filterprune.verification import generate_inputs, relative_difference
 
 
@@ -116,7 +118,7 @@ class Trial:
     """
 
     def __init__(self, layer, function_of, args, kwargs, training=None):
-        self.copy = copy_object(layer)
+        self.copy = copy_whole(layer)
         self.inputs, places = _inputs_like(args, kwargs)
         self.outputs = inline(self.copy, function_of, *places, training)
         made = [y for y in keras.tree.flatten(self.outputs) if is_symbolic(y)]
@@ -165,10 +167,8 @@ class Trial:
 
     def _sequence(self) -> list:
         """What is called, in order."""
-        return [
-            (type(node.op), node.op.name if is_layer(node.op) else "")
-            for node in self.nodes
-        ]
+        numbers = {id(part): n for n, part in enumerate(parts_of(self.copy))}
+        return [(type(node.op), numbers.get(id(node.op))) for node in self.nodes]
 
     def _leaves_out(self) -> bool:
         """Whether a weight of the layer is no variable of the model."""
@@ -205,6 +205,18 @@ def _inputs_like(args, kwargs) -> tuple[list, tuple]:
 
     places = keras.tree.map_structure(fresh, (args, kwargs))
     return inputs, places
+
+
+def copy_whole(layer):
+    """A copy of a composite layer with the same weights.
+
+    A model in it has a graph of its own, which only its config tells.
+    """
+    if not any(is_graph(part) for part in parts_of(layer)):
+        return copy_object(layer)
+    new = copy_layer(layer)
+    build_alike(layer, new)
+    return new
 
 
 def has_own_weights(layer) -> bool:

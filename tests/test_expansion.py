@@ -151,6 +151,40 @@ def test_a_sequential_model_with_a_composite_becomes_functional(declared):
     assert_close(whole(data()), model(data()), 1e-5, 1e-6)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Branches(layers.Layer):
+    """A composite that holds models."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.branches = [
+            keras.Sequential([layers.Dense(8, activation="relu"), layers.Dense(4)])
+            for _ in range(2)
+        ]
+
+    def build(self, shape):
+        for branch in self.branches:
+            branch.build(shape)
+
+    def call(self, x):
+        return ops.concatenate([branch(x) for branch in self.branches], axis=-1)
+
+
+def test_models_in_a_composite_are_pruned_too(declared):
+    filterprune.composite(Branches)
+    model = model_of(Branches(name="branches"))
+    masked = filterprune.wrap_model(model)
+    assert_close(masked(data()), model(data()), 1e-5, 1e-6)
+    assert len(filterprune.analyze(masked).prunable) == 5
+    close_at_random(masked)
+    check_exact(masked)
+    nested = [part for part in masked.layers if isinstance(part, keras.Model)]
+    weights = {id(weight) for weight in masked.trainable_weights}
+    assert len(nested) == 2
+    for part in nested:
+        assert weights.issuperset(id(w) for w in part.trainable_weights)
+
+
 def test_a_nested_model_is_expanded_inside():
     inner = model_of(Block(name="block"))
     inputs = keras.Input((6, 5))
