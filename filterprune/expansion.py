@@ -154,7 +154,7 @@ class _Expander(Rebuilder):
         else:
             try:
                 trial = Trial(new, self._function, args, given)
-                reason = trial.why_not(new, self._function, args, given)
+                reason = trial.why_not(old, self._function, args, given)
             except Exception as error:
                 reason = f"it cannot be called with symbolic tensors ({error})"
         if trial is None or reason is not None:

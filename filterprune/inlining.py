@@ -20,7 +20,7 @@ from filterprune.channels.trace import (
     takes_training,
     trace,
 )
-from filterprune.rebuilding import build_alike, copy_layer
+from filterprune.rebuilding import build_alike
 from filterprune.verification import generate_inputs, relative_difference
 
 
@@ -118,6 +118,7 @@ class Trial:
     """
 
     def __init__(self, layer, function_of, args, kwargs, training=None):
+        self.layer = layer
         self.copy = copy_whole(layer)
         self.inputs, places = _inputs_like(args, kwargs)
         self.outputs = inline(self.copy, function_of, *places, training)
@@ -151,12 +152,12 @@ class Trial:
         )
 
     def why_not(self, layer, function_of, args, kwargs) -> str | None:
-        """Why this does not stand for the layer, or None."""
+        """Why this does not stand for the layer that was copied, or None."""
         if calls_itself(type(layer)) and self._leaves_out():
             return "it has weights that it does not call a part with"
         if any(mask_of(y) is not None for y in self.model.outputs):
             return "it makes a mask that its parts alone do not hand on"
-        trained = Trial(layer, function_of, args, kwargs, training=True)
+        trained = Trial(self.layer, function_of, args, kwargs, training=True)
         if trained._sequence() != self._sequence():
             return "it calls other parts in training"
         for number, pair in enumerate(zip(self.nodes, trained.nodes, strict=True)):
@@ -214,7 +215,7 @@ def copy_whole(layer):
     """
     if not any(is_graph(part) for part in parts_of(layer)):
         return copy_object(layer)
-    new = copy_layer(layer)
+    new = type(layer).from_config(layer.get_config())
     build_alike(layer, new)
     return new
 
