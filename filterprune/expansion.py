@@ -146,7 +146,7 @@ class _Expander(Rebuilder):
             return new(*args, **kwargs)
         given = {key: value for key, value in kwargs.items() if key != "training"}
         flat = keras.tree.flatten((args, given))
-        trial = None
+        trial = reason = None
         if calls_itself(type(old)) and has_own_weights(old):
             reason = "it has weights of its own"
         elif any(mask_of(x) is not None for x in flat if is_symbolic(x)):
@@ -158,7 +158,7 @@ class _Expander(Rebuilder):
             except Exception as error:
                 reason = f"it cannot be called with symbolic tensors ({error})"
         if trial is None or reason is not None:
-            self._give_up(old, reason)
+            self._give_up(old, str(reason))
             for part, own in zip(parts_of(new), parts_of(old)):
                 part.name = own.name
             return new(*args, **kwargs)

@@ -5,7 +5,7 @@ import functools
 import importlib
 
 import keras
-import keras_hub
+import keras_hub  # type: ignore[import-not-found]
 import numpy as np
 from keras import ops
 
@@ -154,9 +154,9 @@ def _deit_embed(layer, inputs):
 
 def _declare(path: str, call) -> None:
     """Declare a composite that keras-hub does not publish."""
-    module, name = path.rsplit(".", 1)
+    place, name = path.rsplit(".", 1)
     with contextlib.suppress(ImportError, AttributeError):  # of another release
-        module = importlib.import_module(f"keras_hub.src.models.{module}")
+        module = importlib.import_module(f"keras_hub.src.models.{place}")
         composite(getattr(module, name), call)
 
 

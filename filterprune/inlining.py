@@ -120,8 +120,8 @@ class Trial:
     def __init__(self, layer, function_of, args, kwargs, training=None):
         self.layer = layer
         self.copy = copy_whole(layer)
-        self.inputs, places = _inputs_like(args, kwargs)
-        self.outputs = inline(self.copy, function_of, *places, training)
+        self.inputs, own, named = _inputs_like(args, kwargs)
+        self.outputs = inline(self.copy, function_of, own, named, training)
         made = [y for y in keras.tree.flatten(self.outputs) if is_symbolic(y)]
         self.model = keras.Model(self.inputs, made)
         self.nodes = trace(self.model).nodes
@@ -178,8 +178,8 @@ class Trial:
 
     def _difference(self, layer, args, kwargs) -> str | None:
         """Whether the model computes something else than the layer."""
-        inputs, places = _inputs_like(args, kwargs)
-        outputs = keras.tree.flatten(self.play(*places, twin=lambda op: op))
+        inputs, own, named = _inputs_like(args, kwargs)
+        outputs = keras.tree.flatten(self.play(own, named, twin=lambda op: op))
         model = keras.Model(inputs, [y for y in outputs if is_symbolic(y)])
         given = keras.tree.flatten(generate_inputs(model, size=_SIZE))
         found = keras.tree.flatten(model(given))
@@ -194,7 +194,7 @@ class Trial:
         return f"its parts alone compute something else (by {worst:.2g})"
 
 
-def _inputs_like(args, kwargs) -> tuple[list, tuple]:
+def _inputs_like(args, kwargs) -> tuple:
     """Inputs like the symbolic tensors among arguments, and those in their place."""
     inputs: list[Any] = []
 
@@ -204,8 +204,8 @@ def _inputs_like(args, kwargs) -> tuple[list, tuple]:
         inputs.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
         return inputs[-1]
 
-    places = keras.tree.map_structure(fresh, (args, kwargs))
-    return inputs, places
+    args, kwargs = keras.tree.map_structure(fresh, (args, kwargs))
+    return inputs, args, kwargs
 
 
 def copy_whole(layer):

@@ -17,8 +17,8 @@ from filterprune.channels.verbs import barrier
 
 def contract(
     xs: Sequence[Any],
-    names: Sequence[list[str]],
-    output: list[str],
+    names: Sequence[Sequence[str]],
+    output: Sequence[str],
     shape: tuple | None = None,
 ) -> Channels:
     """Sums of products, the axes of each operand given by name.
@@ -65,7 +65,7 @@ def contract(
     vectors = [table.tie_along(xs[number].labels, axis) for number, axis in found]
     _count(xs, names, constants, {name: vectors[0]})
     operands = [xs[number] for number, _ in found]
-    axes = [axis for _, axis in found]
+    summed = [axis for _, axis in found]
     for number, (x, own) in enumerate(zip(xs, names, strict=True)):
         if name in own and number not in [n for n, _ in found]:
             table.tie(x.labels.ravel()[:1], vectors[0])  # none can be told apart
@@ -73,7 +73,7 @@ def contract(
         table.tie(vectors[0], vector)
     if len(vectors) > 1:
         call.flow.marks.append((vectors[0], "key_dim"))
-    return gather(operands, vectors[0], axes, shape=shape)
+    return gather(operands, vectors[0], summed, shape=shape)
 
 
 def _heads(xs, names, output) -> str | None:

@@ -16,8 +16,10 @@ import numpy as np
 
 from filterprune.channels.flow import Gate
 
-KINDS = ("heads", "key_dim", "value_dim", "head_dim", "ffn", "width")
-KINDS += ("channels", "units")
+KINDS = (
+    *("heads", "key_dim", "value_dim", "head_dim"),
+    *("ffn", "width", "channels", "units"),
+)
 
 
 def kind_of(gates: Sequence[Gate], roots: np.ndarray, marks: Iterable[str]) -> str:

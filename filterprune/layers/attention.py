@@ -25,7 +25,7 @@ class MaskedMultiHeadAttention(Masked):
         super().__init__(layer, axis=axis, **kwargs)
         self._taken = frozenset(arguments_of(self.layer))
 
-    def build(self, query_shape, value_shape, key_shape=None):
+    def build(self, query_shape, value_shape, key_shape=None):  # type: ignore[override]
         if not self.layer.built:
             self.layer.build(query_shape, value_shape, key_shape)
             self.layer.built = True
@@ -36,7 +36,7 @@ class MaskedMultiHeadAttention(Masked):
     def __call__(self, *args, **kwargs):
         return layers.Layer.__call__(self, *args, **kwargs)
 
-    def call(
+    def call(  # type: ignore[override]
         self,
         query,
         value,
@@ -64,7 +64,9 @@ class MaskedMultiHeadAttention(Masked):
     def compute_output_spec(self, *args, **kwargs):
         return self.layer.compute_output_spec(*args, **kwargs)
 
-    def compute_output_shape(self, query_shape, value_shape, key_shape=None):
+    def compute_output_shape(  # type: ignore[override]
+        self, query_shape, value_shape, key_shape=None
+    ):
         return self.layer.compute_output_shape(query_shape, value_shape, key_shape)
 
 
