@@ -116,6 +116,12 @@ def _run_at_some_size(model) -> tuple:
     return inputs, _run(model, inputs)
 
 
+def largest_difference(model, other) -> float:
+    """The largest relative difference of two models' outputs for generated inputs."""
+    inputs, old = _run_at_some_size(model)
+    return _largest_difference(old, _run(other, inputs))
+
+
 def _largest_difference(old: list, new: list) -> float:
     return max(map(relative_difference, old, new), default=0.0)
 

@@ -202,7 +202,6 @@ WHOLE = {
 COMPOSITE = {
     "EfficientNetV2 fused": lambda: efficientnet("fused"),
     "EfficientNetV2 unfused": lambda: efficientnet("unfused"),
-    "DeepLabV3": deeplab,
     "MiT": mit,
     "SegFormer": segformer,
     "MobileNet": mobilenet,
@@ -210,7 +209,7 @@ COMPOSITE = {
 }
 
 # With a composite layer that is kept.
-KEPT = {"RetinaNet": retinanet}
+KEPT = {"RetinaNet": retinanet, "DeepLabV3": deeplab}
 
 TEXT = {
     "vocabulary_size": 50,
