@@ -200,7 +200,7 @@ CASES = {
         sequence(einsum_dense("...x,xy->...y", 6, bias_axes="y", activation="gelu")),
         sequence(einsum_dense("abc,bd->adc", (4, 8), bias_axes="c")),
         sequence(
-            einsum_dense("abc,cde->abde", (5, 3, 4), bias_axes="e"),
+            einsum_dense("abc,cde->abde", (5, 3, 4), bias_axes="e"),  # for all heads
             einsum_dense("abde,def->abdf", (5, 3, 2), bias_axes="df"),
             einsum_dense("abdf,dfc->abc", (5, 6), activation="sigmoid"),
         ),

@@ -88,6 +88,9 @@ def einsum_dense(layer, x):
         positions=_positions(x, equation),
         kind="units",
     )
+    call = current()
+    if equation.bias and new not in equation.bias and call.gate is not None:
+        call.gate.weights.clear()  # what is closed would be the bias: gate the output
     _note_shape(equation, new, output)
     return output
 
