@@ -1,6 +1,7 @@
 """Calling a layer's parts in the layer's place, on symbolic tensors."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -141,7 +142,7 @@ class Trial:
         known = dict(zip(map(id, self.inputs), given, strict=True))
         for number, node in enumerate(self.nodes):
             own, named = node.fill(known)
-            if number in self._told:
+            if number in self._told or _is_default(node.op, named):
                 named.pop("training", None)
             op = twin(node.op) if is_layer(node.op) else _resized(node.op, own)
             outputs = keras.tree.flatten(op(*own, **named))
@@ -218,6 +219,16 @@ def copy_whole(layer):
     new = type(layer).from_config(layer.get_config())
     build_alike(layer, new)
     return new
+
+
+def _is_default(op, kwargs) -> bool:
+    """Whether a layer was called in training mode only because it always is.
+
+    Said anew, Keras would take it for the mode of the layers that follow.
+    """
+    if not takes_training(op) or kwargs.get("training") is not True:
+        return False
+    return inspect.signature(op.call).parameters["training"].default is True
 
 
 def has_own_weights(layer) -> bool:

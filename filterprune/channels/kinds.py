@@ -33,6 +33,8 @@ def kind_of(gates: Sequence[Gate], roots: np.ndarray, marks: Iterable[str]) -> s
     kinds = {gate.kind for gate in gates}
     if "heads" in marks:
         return "heads"
+    if kinds == {"key_dim", "value_dim"}:
+        return "head_dim"
     if kinds != {"units"}:
         return kinds.pop() if len(kinds) == 1 else "width"
     if any(len(gate.call.outputs[0]) < 3 for gate in gates):

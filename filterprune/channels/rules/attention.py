@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 from keras import layers
 
@@ -51,6 +52,8 @@ def multi_head_attention(
         return (*(asked or ())[:-1], count)
 
     _keep_two(layer, (query, key, value), heads.size, keys, values)
+    if keras.backend.backend() == "jax" and keys.size == values.size:
+        table.tie(keys, values)  # JAX attends with one size for both
     attended = positions_of(query) * _attended(layer, value)
     output = compound(
         {"query": query, "key": key, "value": value},
