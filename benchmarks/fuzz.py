@@ -83,8 +83,8 @@ def try_graph(model, data, st) -> str:
         close_at_random(masked, seed)
     else:
         rng = np.random.default_rng(seed)
-        for call in study(masked).masks:
-            call.mask.gate.assign(rng.integers(0, 2, call.gate.size))
+        for gate in study(masked).masks:
+            gate.variable.assign(rng.integers(0, 2, gate.size))
     try:
         check_exact(masked)
     except ValueError as error:

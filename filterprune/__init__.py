@@ -2,11 +2,12 @@
 
 from filterprune import channels, criteria, layers, plots, schedules
 from filterprune.callbacks import FilterPruningCallback
-from filterprune.channels import rule
+from filterprune.channels import composite, rule
 from filterprune.compaction import compact
 from filterprune.criteria import Criterion, register_criterion
 from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
+from filterprune.expansion import expand
 from filterprune.exporting import export_model
 from filterprune.gates import kept_indices, replay
 from filterprune.latency import LatencyModel, measure_latency
@@ -46,8 +47,10 @@ __all__ = [
     "analyze",
     "channels",
     "compact",
+    "composite",
     "criteria",
     "distill",
+    "expand",
     "export_model",
     "fit_shrinking",
     "kept_indices",

@@ -54,7 +54,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
         budget: how much of the target may be left at the end, such as `5e8`
             MACs. The schedule then says how fast it is approached, and not how
             far. Defaults to `None`.
-        rounding, max_sparsity, overrides: as in `filterprune.prune`.
+        rounding, max_sparsity, overrides, kinds: as in `filterprune.prune`.
         regrow_until: until which step gates that were closed may open again:
             an integer, or a fraction of the schedule in (0, 1]. Defaults to
             `None`: closed gates stay closed.
@@ -95,6 +95,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
         overrides=None,
         regrow_until=None,
         softness=0.5,
+        kinds=None,
     ):
         super().__init__()
         if not isinstance(schedule, Schedule):
@@ -121,7 +122,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
         self.frequency = int(frequency)
         self.criterion = criterion
         self.limits = Limits(
-            scope, min_filters, round_to, rounding, max_sparsity, overrides or {}
+            scope, min_filters, round_to, rounding, max_sparsity, overrides or {}, kinds
         )
         self.budget = Budget(target, budget)
         self.end_fraction = end_fraction

@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, Place
+from filterprune.channels.flow import Call, Gate, Place
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
@@ -102,14 +102,15 @@ class _Compactor(Resizer):
         call, binding = self.calls.get(id(op)), self._binding(op)
         if binding is not None and binding.after is not None:
             return super()._after(op)
-        if call is None or call.mask is None or call.gate is None:
+        if call is None or call.mask is None:
             return None
-        gate, kept = self._surviving_gates(call)
         layers = {}
-        for place in call.gate.outputs:
-            left = gate[place.gates][kept[place.gates]]
-            if (left != 1).any():
-                layers[place.output] = self._factor(op, call, place, left)
+        for gate in call.gates:
+            values, kept = self._surviving_gates(gate)
+            for place in gate.outputs:
+                left = values[place.gates][kept[place.gates]]
+                if (left != 1).any():
+                    layers[place.output] = self._factor(op, call, place, left)
         if not layers:
             return None
 
@@ -136,12 +137,12 @@ class _Compactor(Resizer):
         layer.set_weights([gate, zeros, zeros, ones])
         return layer
 
-    def _surviving_gates(self, call: Call) -> tuple[np.ndarray, np.ndarray]:
-        """The gates of a call, and which of them are on channels that survive."""
-        gate = keras.ops.convert_to_numpy(call.mask.gate)
-        labels = np.moveaxis(call.gate.labels, call.gate.axis, -1)
+    def _surviving_gates(self, gate: Gate) -> tuple[np.ndarray, np.ndarray]:
+        """The values of gates, and which are on channels that survive."""
+        values = keras.ops.convert_to_numpy(gate.variable)
+        labels = np.moveaxis(gate.labels, gate.axis, -1)
         kept = self.survivors.mask(labels.reshape(-1, gate.size))
-        return gate, np.any(kept, axis=0)
+        return values, np.any(kept, axis=0)
 
     def transfer(self) -> list[Move]:
         """Give the new layers the surviving weights of the old ones."""
@@ -169,44 +170,50 @@ class _Compactor(Resizer):
         shift = self._fold(call)
         if shift is not None and id(call.op) in self.needs_bias:
             targets = [target for target in targets if target is not new.bias]
-            new.bias.assign(self.survivors.slice(shift, [call.gate.labels.ravel()]))
+            new.bias.assign(self.survivors.slice(shift, [call.gates[0].labels.ravel()]))
         names = {id(weight_of(call.op, name)): name for name in axes}
+        binding = self.analysis.flow.bindings.get(id(call.op))
+        scales = {} if binding is None else binding.scales
         for weight, target in zip(call.op.weights, targets, strict=True):
             name = names.get(id(weight), "")
             value = self._gated(call, name, weight)
             if name == "bias" and shift is not None:
                 value = value + shift.astype(value.dtype)
+            if name in scales:
+                value = value * np.asarray(scales[name](self.survivors), value.dtype)
             target.assign(self.survivors.slice(value, axes.get(name, ())))
             moves.append(Move(weight, target, axes.get(name, ())))
         return moves
 
     def _carry_states(self, call: Call, new) -> None:
         """Let a stateful layer go on from where the old one is."""
-        places = call.gate.states if call.gate is not None else ()
-        axes = {place.output: place for place in places}
+        axes = {
+            place.output: (gate, place) for gate in call.gates for place in gate.states
+        }
         pairs = zip(states_of(call.op), states_of(new))
         for number, (old, state) in enumerate(pairs):
             value = keras.ops.convert_to_numpy(old)
-            place = axes.get(number)
-            if place is not None:
-                kept = self.survivors.mask(call.gate.labels[place.gates])
+            if number in axes:
+                gate, place = axes[number]
+                kept = self.survivors.mask(gate.labels[place.gates])
                 value = np.compress(kept, value, axis=place.axis)
             state.assign(value)
 
     def _gated(self, call: Call, name: str, weight) -> np.ndarray:
         """A weight with the gates that act on it multiplied in."""
         value = keras.ops.convert_to_numpy(weight)
-        if call.mask is None or call.gate is None or name not in call.gate.weights:
-            return value
-        gate = keras.ops.convert_to_numpy(call.mask.gate)
-        return value * gate[call.gate.weights[name]].astype(value.dtype)
+        for gate in call.gates if call.mask is not None else ():
+            if name in gate.weights:
+                factor = keras.ops.convert_to_numpy(gate.variable)
+                value = value * factor[gate.weights[name]].astype(value.dtype)
+        return value
 
     def _fold(self, call: Call) -> np.ndarray | None:
         """What removed constant channels add to the bias, `(outputs,)`."""
-        constants = self.folds.get(id(call.op))
-        if constants is None or call.gate.factor is None:
+        constants, gate = self.folds.get(id(call.op)), call.gate
+        if constants is None or gate is None or gate.factor is None:
             return None
-        name, out = call.gate.factor
+        name, out = gate.factor
         axes = self.analysis.flow.bindings[id(call.op)].axes[name]
         (read,) = [
             axis

@@ -18,8 +18,9 @@ class Cost:
 
     Attributes:
         params: how many weights there are, gates not counted.
-        macs: multiply-accumulate operations for one sample, in convolutions
-            and dense layers. An input size that is left open counts as 1.
+        macs: multiply-accumulate operations for one sample, in convolutions,
+            dense layers and attention. An input size that is left open counts
+            as 1.
         bytes: what the weights take in memory.
     """
 
@@ -65,35 +66,47 @@ class CostModel:
 
     def _collect(self) -> None:
         layers: dict[int, dict[int, int]] = {}
+        paths: dict[int, int] = {}
         for call in self._analysis.flow.calls:
             op = call.op
-            if not isinstance(op, keras.layers.Layer) or not op.weights:
+            if not getattr(op, "weights", None) and not call.products:
                 continue
             if id(op) not in layers:
-                layers[id(op)] = self._add_layer(call)
+                paths[id(op)] = len(self._paths)
+                self._paths.append(call.path)
+                layers[id(op)] = self._add_weights(call)
             numbers = layers[id(op)]  # of a shared layer only the MACs add up
-            for name, positions in call.products:
-                number = numbers[id(weight_of(op, name))]
+            for what, positions in call.products:
+                if not isinstance(what, str):  # tensors, and no weight
+                    roots = [self._analysis.roots[labels] for labels in what]
+                    vectors = [self._counter.add(found) for found in roots]
+                    self._add(paths[id(op)], 1, vectors, (0, positions * call.times, 0))
+                    continue
+                number = numbers[id(weight_of(op, what))]
                 params, macs, size = self._unit[number]
                 self._unit[number] = (params, macs + positions * call.times, size)
 
-    def _add_layer(self, call) -> dict[int, int]:
+    def _add(self, layer: int, rest: int, vectors, unit) -> int:
+        self._layer.append(layer)
+        self._rest.append(rest)
+        self._vectors.append(vectors)
+        self._unit.append(unit)
+        return len(self._layer) - 1
+
+    def _add_weights(self, call) -> dict[int, int]:
         binding = self._analysis.flow.bindings.get(id(call.op))
         bound = {} if binding is None else binding.axes
         axes = {id(weight_of(call.op, name)): labels for name, labels in bound.items()}
-        self._paths.append(call.path)
         numbers = {}
-        for weight in call.op.weights:
+        for weight in getattr(call.op, "weights", ()):
             shape, vectors = list(weight.shape), []
             for axis, labels in enumerate(axes.get(id(weight), ())):
                 if labels is not None:
                     shape[axis] = 1
                     vectors.append(self._counter.add(self._analysis.roots[labels]))
-            numbers[id(weight)] = len(self._layer)
-            self._layer.append(len(self._paths) - 1)
-            self._rest.append(math.prod(shape))
-            self._vectors.append(vectors)
-            self._unit.append((1, 0, _itemsize(weight.dtype)))
+            unit = (1, 0, _itemsize(weight.dtype))
+            path = len(self._paths) - 1
+            numbers[id(weight)] = self._add(path, math.prod(shape), vectors, unit)
         return numbers
 
     def _sizes(self, alive: np.ndarray) -> np.ndarray:
@@ -109,7 +122,7 @@ class CostModel:
         return Cost(*(int(n) for n in self._sizes(alive) @ self._units()))
 
     def layers(self, alive: np.ndarray) -> dict[str, Cost]:
-        """The cost of every layer that has weights, by path, in graph order."""
+        """The cost of every layer that has any, by path, in graph order."""
         weights = self._sizes(alive)[:, None] * self._units()
         sums = np.zeros((len(self._paths), 3))
         np.add.at(sums, self._layer_of, weights)

@@ -41,8 +41,8 @@ def kept_indices(masked) -> dict[str, list[int]]:
     ```
     """
     return {
-        call.path: np.flatnonzero(~call.mask.closed()).tolist()
-        for call in masked_analysis(masked).masks
+        gate.path: np.flatnonzero(~gate.closed()).tolist()
+        for gate in masked_analysis(masked).masks
     }
 
 
@@ -73,8 +73,8 @@ def replay(model, kept: Mapping[str, list[int]]):
     ```
     """
     masked = wrap_paths(model, kept)
-    sizes = {call.path: (call.mask, call.gate.size) for call in study(masked).masks}
-    for path, (mask, size) in sizes.items():
+    for place in study(masked).masks:
+        path, size = place.path, place.size
         numbers = np.asarray(kept[path])
         valid = numbers.ndim == 1 and (not numbers.size or numbers.dtype.kind in "iu")
         if not valid or (
@@ -86,5 +86,5 @@ def replay(model, kept: Mapping[str, list[int]]):
             )
         gate = np.zeros(size)
         gate[numbers.astype(int)] = 1
-        mask.gate.assign(gate)
+        place.variable.assign(gate)
     return masked

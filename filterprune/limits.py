@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from filterprune.channels.groups import Group
+from filterprune.channels.kinds import check_kinds
 from filterprune.schedules import check_sparsity, is_integer
 from filterprune.slots import Slots
 
@@ -74,6 +75,8 @@ class Limits:
         overrides: for a layer path or pattern (`"block3_*"`) either the fraction
             of its group to close, whatever its scores, or a dict with some of
             `sparsity` (the same), `max_sparsity`, `min_filters`, `round_to`.
+        kinds: the kinds of groups to prune, such as `{"heads", "ffn"}`, or None
+            for all.
 
     Raises:
         TypeError, ValueError: if one of them makes no sense.
@@ -85,8 +88,10 @@ class Limits:
     rounding: str = "nearest"
     max_sparsity: float = 1.0
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kinds: Any = None
 
     def __post_init__(self):
+        object.__setattr__(self, "kinds", check_kinds(self.kinds))
         if not isinstance(self.scope, Mapping) and self.scope not in SCOPES:
             raise ValueError(
                 f"Expected `scope` to be one of {list(SCOPES)}, or a dict from "

@@ -6,7 +6,7 @@ since: selection works on its slots, and what is gone counts as closed.
 
 import numpy as np
 
-from filterprune.channels.flow import Call
+from filterprune.channels.flow import Gate
 from filterprune.channels.groups import Analysis
 from filterprune.slots import Slots, masked_analysis
 
@@ -16,24 +16,26 @@ class Origin:
 
     Args:
         model: a masked model.
+        kinds: which kinds of groups are pruned, or `None` for all.
 
     Attributes:
-        slots: those of the original model.
+        slots: those of the original model, of the kinds that are pruned.
         current: those of the model as it is now.
         place: the current slot of each original one, `(slots,)`, -1 where it is
             gone.
         moved: for each slot before the last compaction the one after, -1 likewise.
     """
 
-    def __init__(self, model):
-        self.slots = self.current = Slots(masked_analysis(model))
+    def __init__(self, model, kinds: frozenset[str] | None = None):
+        self._kinds = kinds
+        self.slots = self.current = Slots(masked_analysis(model), kinds)
         self.place = self.moved = np.arange(self.slots.count)
         self._scale = np.ones(self.slots.count)
 
     @property
     def paths(self) -> list[str]:
         """The layers that are masked."""
-        return [call.path for call in self.slots.analysis.masks]
+        return [gate.path for gate in self.slots.analysis.masks]
 
     def closed(self) -> np.ndarray:
         """Which original slots are closed or gone, `(slots,)` bool."""
@@ -79,7 +81,7 @@ class Origin:
         """
         closed, before, old = self.closed(), self.current, self.slots
         scores = None if criterion is None else self.scores(criterion)
-        new = Slots(masked_analysis(model))
+        new = Slots(masked_analysis(model), self._kinds)
         self.moved = _moved(before, dead, new)
         self.current = new
         self.place = np.where(self.place >= 0, self.moved[self.place], -1)
@@ -96,16 +98,16 @@ class Origin:
 def _moved(before: Slots, dead: np.ndarray, after: Slots) -> np.ndarray:
     """For each slot before compaction the one after it, -1 where it is gone."""
     moved = np.full(before.count, -1)
-    masks = {call.path: call for call in after.analysis.masks}
-    for call in before.analysis.masks:
-        kept = _kept(before.analysis, call, dead)
-        old, new = before.of_call(call)[kept], after.of_call(masks[call.path])
+    masks = {gate.path: gate for gate in after.analysis.masks}
+    for gate in before.analysis.masks:
+        kept = _kept(before.analysis, gate, dead)
+        old, new = before.of_gate(gate)[kept], after.of_gate(masks[gate.path])
         both = (old >= 0) & (new >= 0)
         moved[old[both]] = new[both]
     return moved
 
 
-def _kept(analysis: Analysis, call: Call, dead: np.ndarray) -> np.ndarray:
-    """Which gates of a masked layer are left once these roots are gone."""
-    roots = analysis.slots(call)
+def _kept(analysis: Analysis, gate: Gate, dead: np.ndarray) -> np.ndarray:
+    """Which of some gates are left once these roots are gone."""
+    roots = analysis.slots(gate)
     return (roots < 0) | ~dead[roots]

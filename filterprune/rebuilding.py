@@ -193,12 +193,15 @@ class Rebuilder:
         arguments: from an operation and the arguments of a call to those of
             the new call.
         after: from an old operation to a layer to call on its output, or None.
+        call: from an old operation, the new one and the arguments of a call to
+            its outputs.
     """
 
     make: Callable[[Any], Any]
     shape: Callable = lambda tensor: tensor.shape
     arguments: Callable = lambda op, args, kwargs: (args, kwargs)
     after: Callable = lambda op: None
+    call: Callable = lambda old, op, args, kwargs: op(*args, **kwargs)
     made: dict[int, Any] = dataclasses.field(default_factory=dict)
     _afters: dict[int, Any] = dataclasses.field(default_factory=dict)
     pairs: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
@@ -263,7 +266,7 @@ class Rebuilder:
             else:
                 if is_layer(op):
                     kwargs = without_mask(op, kwargs)
-                outputs = op(*args, **kwargs)
+                outputs = self.call(node.op, op, args, kwargs)
             after = self._afters[id(node.op)]
             if after is not None:
                 outputs = after(outputs)

@@ -9,6 +9,7 @@ import numpy as np
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, layer_costs, total
+from filterprune.expansion import expand
 from filterprune.reporting import findings, page, records, text
 from filterprune.reporting.parts import GroupReport, LayerReport, NodeReport
 
@@ -158,7 +159,7 @@ def analyze(model) -> Report:
     ```
     """
     check_model(model)
-    return report_on(study(model))
+    return report_on(study(expand(model)))
 
 
 def report_on(analysis: Analysis) -> Report:

@@ -22,7 +22,7 @@ class Resizer:
         self.analysis = analysis
         self.survivors = survivors
         # Of several calls of a layer the first, of those with gates if there are.
-        calls = sorted(analysis.flow.calls, key=lambda call: call.gate is None)
+        calls = sorted(analysis.flow.calls, key=lambda call: not call.gates)
         self.calls = {id(call.layer): call for call in reversed(calls)}
         self.rebuilder = Rebuilder(self.make, self._shape, self.arguments, self._after)
 

@@ -46,7 +46,7 @@ class Selector:
     ):
         self.criterion = criteria.get(criterion)
         self.limits = limits or Limits()
-        self._origin = origin or Origin(model)
+        self._origin = origin or Origin(model, self.limits.kinds)
         self.slots = self._origin.slots
         self.budget = (budget or Budget()).measured(self.slots.model)
         self.bounds = self.limits.bounds(self.slots.groups)
@@ -291,6 +291,7 @@ def prune(
     rounding="nearest",
     max_sparsity=1.0,
     overrides=None,
+    kinds=None,
 ):
     """Close gates in one shot, outside training.
 
@@ -328,6 +329,12 @@ def prune(
             fraction of their group to close, whatever its scores, or to a dict
             with some of `sparsity` (the same), `max_sparsity`, `min_filters` and
             `round_to`.
+        kinds: what to prune: some of `"heads"`, `"key_dim"`, `"value_dim"`,
+            `"head_dim"` (of attention), `"ffn"` (feed-forward), `"width"`
+            (residual streams of layers of several sorts), `"channels"` (of
+            convolutions) and `"units"`; `filterprune.analyze` tells the kind of
+            every group. All fractions are then of these alone. Defaults to
+            `None`: all kinds.
 
     Returns:
         The sparsity reached, float: the fraction of prunable filters closed. If
@@ -348,6 +355,7 @@ def prune(
     masked = filterprune.wrap_model(model)
     filterprune.prune(masked, sparsity=0.5)
     filterprune.prune(masked, sparsity=0.6, target="macs", round_to=2)
+    filterprune.prune(transformer, 0.5, scope="layer", kinds={"heads", "ffn"})
     small = filterprune.compact(masked)
     ```
     """
@@ -359,7 +367,7 @@ def prune(
     if budget is None:
         check_sparsity("sparsity", sparsity)
     limits = Limits(
-        scope, min_filters, round_to, rounding, max_sparsity, overrides or {}
+        scope, min_filters, round_to, rounding, max_sparsity, overrides or {}, kinds
     )
     wanted = Budget(target, budget)
     selector = Selector(masked, criterion, limits, wanted)

@@ -164,13 +164,13 @@ def _closings(before, part: slice, order, fractions) -> Iterator[np.ndarray | No
 @contextlib.contextmanager
 def _gates_kept(slots: Slots) -> Iterator[None]:
     """Put every gate back as it was, to the last bit."""
-    masks = [call.mask for call in slots.analysis.masks]
-    gates = [np.array(keras.ops.convert_to_numpy(mask.gate)) for mask in masks]
+    gates = [gate.variable for gate in slots.analysis.masks]
+    values = [np.array(keras.ops.convert_to_numpy(gate)) for gate in gates]
     try:
         yield
     finally:
-        for mask, gate in zip(masks, gates, strict=True):
-            mask.gate.assign(gate)
+        for gate, value in zip(gates, values, strict=True):
+            gate.assign(value)
 
 
 def _chosen(groups, patterns) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call
+from filterprune.channels.flow import Call, Gate
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model
@@ -56,9 +56,10 @@ class Slots:
 
     Args:
         analysis: the analysis of a masked model.
+        kinds: which kinds of groups to take, or `None` for all.
 
     Attributes:
-        groups: the prunable groups.
+        groups: the prunable groups, of those kinds.
         slices: for each group where its slots are.
         filters: how many filters each slot has, `(slots,)`.
         group_of: the number of each slot's group, `(slots,)`.
@@ -67,9 +68,12 @@ class Slots:
         ValueError: if nothing can be pruned.
     """
 
-    def __init__(self, analysis: Analysis):
+    def __init__(self, analysis: Analysis, kinds: frozenset[str] | None = None):
         self.analysis = analysis
-        self.groups = analysis.prunable
+        prunable = analysis.prunable
+        self.groups = [g for g in prunable if kinds is None or g.kind in kinds]
+        if prunable and kinds is not None:
+            _check_found(kinds, {group.kind for group in prunable}, analysis.model.name)
         if not self.groups:
             reasons = sorted({str(group.reason) for group in analysis.groups})
             raise ValueError(
@@ -85,7 +89,10 @@ class Slots:
         self._roots = np.concatenate([group.roots for group in self.groups])
         self._slot[self._roots] = np.arange(ends[-1])
         self._bound: dict[int, tuple[Any, Any]] = {}
-        self._masks = [(call.mask, self.of_call(call)) for call in analysis.masks]
+        others = np.zeros(analysis.flow.table.count, bool)
+        others[np.concatenate([group.roots for group in prunable])] = True
+        self._others = others & (self._slot < 0) & analysis.closed()
+        self._masks = [(gate.variable, self.of_gate(gate)) for gate in analysis.masks]
 
     @property
     def model(self):
@@ -100,18 +107,18 @@ class Slots:
         """The slot of every label, -1 where there is none, in their shape."""
         return self._slot[self.analysis.roots[labels]]
 
-    def of_call(self, call: Call) -> np.ndarray:
-        """The slot behind each gate of a call, -1 where there is none."""
-        roots = self.analysis.slots(call)
+    def of_gate(self, gate: Gate) -> np.ndarray:
+        """The slot behind each of a layer's gates, -1 where there is none."""
+        roots = self.analysis.slots(gate)
         return np.where(roots >= 0, self._slot[roots], -1)
 
     def closed(self) -> np.ndarray:
         """Which slots are closed by all their makers' gates, `(slots,)` bool."""
         opened = np.zeros(self.count, bool)
-        for call in self.analysis.makers:
-            if call.mask is not None:
-                slots = self.of_call(call)
-                opened[slots[(slots >= 0) & ~call.mask.closed()]] = True
+        for gate in self.analysis.makers:
+            if gate.call.mask is not None:
+                slots = self.of_gate(gate)
+                opened[slots[(slots >= 0) & ~gate.closed()]] = True
         return ~opened
 
     def set_gates(self, closed: np.ndarray, soft: float = 0.0) -> None:
@@ -121,15 +128,15 @@ class Slots:
             closed: which slots to close, `(slots,)` bool.
             soft: the value of a closed gate.
         """
-        for mask, slots in self._masks:
+        for variable, slots in self._masks:
             known = slots >= 0
             if not known.any():
                 continue
-            gate = keras.ops.convert_to_numpy(mask.gate)
+            gate = keras.ops.convert_to_numpy(variable)
             wanted = np.where(closed[slots], soft, 1.0)
             new = np.where(known, wanted, gate).astype(gate.dtype)
             if not np.array_equal(new, gate):
-                mask.gate.assign(new)
+                variable.assign(new)
 
     @functools.cached_property
     def costs(self) -> CostModel:
@@ -138,7 +145,7 @@ class Slots:
     def alive(self, closed: np.ndarray) -> np.ndarray:
         """Which labels' roots are alive with these slots removed, `(labels,)`."""
         known = self._slot >= 0
-        return ~np.where(known, closed[self._slot], False)
+        return ~np.where(known, closed[self._slot], self._others)
 
     def cost(self, closed: np.ndarray) -> Cost:
         """What the model costs with these slots removed."""
@@ -175,7 +182,7 @@ class Slots:
         for call in self.analysis.flow.calls:
             # Of several calls of a layer the first, of those with gates if any.
             first = calls.setdefault(id(call.op), call)
-            if first.gate is None:
+            if not first.gates:
                 calls[id(call.op)] = call
         for call in calls.values():
             binding = self.analysis.flow.bindings.get(id(call.op))
@@ -188,17 +195,16 @@ class Slots:
     @staticmethod
     def _role(call: Call, name: str, axes: tuple, axis: int) -> str | None:
         """What a weight is to the channels along one of its axes."""
-        gate = call.gate
-        makes = gate is not None and gate.makes
-        if makes and gate.makers.get(name) == axis:
+        gates = [gate for gate in call.gates if gate.makes]
+        if any(gate.makers.get(name) == axis for gate in gates):
             return "maker"
-        if name.rsplit(".", 1)[-1] in SCALES and not makes:
+        if name.rsplit(".", 1)[-1] in SCALES and not gates:
             return "scale"
-        if not makes or len(axes) < 2 or not gate.labels.size:
+        if not gates or len(axes) < 2 or not any(gate.labels.size for gate in gates):
             return None
-        numbers = gate.weights.get(name)  # units are read by the cell itself, too
-        again = numbers is not None and numbers.shape[axis] > 1
-        return "reader" if again or not _made_by(call, axes[axis]) else None
+        numbers = [gate.weights.get(name) for gate in gates if call.loops]
+        again = any(n is not None and n.shape[axis] > 1 for n in numbers)  # by itself
+        return "reader" if again or not _made_by(gates, axes[axis]) else None
 
     def _part(self, call, name, role, axis, labels) -> Iterator[Part]:
         slots = self.of(np.asarray(labels).ravel())
@@ -244,9 +250,19 @@ def _blocks(labels: np.ndarray) -> int:
     return count if same and (labels.reshape(count, size) == labels[:size]).all() else 1
 
 
-def _made_by(call: Call, labels) -> bool:
-    """Whether a call makes the channels of these labels."""
-    return labels is not None and bool(np.isin(labels, call.gate.labels).any())
+def _check_found(kinds, known: set[str], name: str) -> None:
+    missing = sorted(kinds - known)
+    if missing:
+        raise ValueError(
+            f"Expected `kinds` to be some of {sorted(known)}, which '{name}' has "
+            f"to prune. Received: {missing}. `print(filterprune.analyze(masked))` "
+            "shows the kind of every group."
+        )
+
+
+def _made_by(gates: list[Gate], labels) -> bool:
+    """Whether these are the channels of one of the gates."""
+    return labels is not None and any(np.isin(labels, g.labels).any() for g in gates)
 
 
 def masked_analysis(model) -> Analysis:
@@ -260,11 +276,11 @@ def masked_analysis(model) -> Analysis:
             "`masked = filterprune.wrap_model(model)` or "
             "`keras.models.clone_model(model, clone_function=filterprune.wrap)`."
         )
-    for call in analysis.masks:
-        gate = keras.ops.convert_to_numpy(call.mask.gate)
-        if not np.isfinite(gate).all():
+    for gate in analysis.masks:
+        values = keras.ops.convert_to_numpy(gate.variable)
+        if not np.isfinite(values).all():
             raise ValueError(
-                f"Expected the gates of '{call.path}' to be finite. Received: "
-                f"{gate.tolist()[:8]}. Set them to 0 (closed) or 1 (open)."
+                f"Expected the gates of '{gate.path}' to be finite. Received: "
+                f"{values.tolist()[:8]}. Set them to 0 (closed) or 1 (open)."
             )
     return analysis

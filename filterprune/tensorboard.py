@@ -87,8 +87,8 @@ class PruningTensorBoard(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._slots = Slots(masked_analysis(self.model))
         analysis = self._slots.analysis
-        self._masks = {
-            call.path: call.mask for call in analysis.makers if call.mask is not None
+        self._gates = {
+            gate.path: gate for gate in analysis.makers if gate.call.mask is not None
         }
         self._writer = _Writer(pathlib.Path(self.log_dir) / "pruning")
         self._written: int | None = None
@@ -117,11 +117,14 @@ class PruningTensorBoard(keras.callbacks.Callback):
         filters = self._slots.filters
         scalars = {"sparsity": filters[self._slots.closed()].sum() / filters.sum()}
         scalars |= {k: v for k, v in (logs or {}).items() if k.endswith("_removed")}
-        scalars |= {f"width/{path}": mask.alive for path, mask in self._masks.items()}
+        scalars |= {
+            f"width/{path}": int((~gate.closed()).sum())
+            for path, gate in self._gates.items()
+        }
         images = {}
         if self.gates:
-            gates = [keras.ops.convert_to_numpy(m.gate) for m in self._masks.values()]
-            images["gates"] = gate_image(gates)
+            every = [gate.variable for gate in self._gates.values()]
+            images["gates"] = gate_image([*map(keras.ops.convert_to_numpy, every)])
         self._writer.write(step, scalars, images)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, gate_of
+from filterprune.channels.flow import Call, gates_of
 from filterprune.channels.groups import Analysis, needs_gate, study
 from filterprune.channels.registry import known_type, layer_rule, unseen_axis
 from filterprune.channels.survivors import Survivors
@@ -21,6 +21,7 @@ from filterprune.channels.trace import (
     parts_of,
 )
 from filterprune.compiling import Move, compile_alike, recompile
+from filterprune.expansion import expand, expand_but
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
@@ -114,6 +115,7 @@ def wrap_model(model, exclude=()):
     ```
     """
     check_model(model)
+    model = expand_but(model, _exclusion(model, exclude, layers=True))
     excluded = _exclusion(model, exclude)
     analysis = study(model, excluded)
     if analysis.masks:
@@ -136,6 +138,7 @@ def wrap_paths(model, paths, keep_state=False):
         ValueError: if one of them is not in the model, or cannot be masked.
     """
     check_model(model)
+    model = expand(model)
     analysis = study(model)
     if analysis.masks:
         raise ValueError(
@@ -143,10 +146,11 @@ def wrap_paths(model, paths, keep_state=False):
         )
     chosen, found = {}, set()
     for call in analysis.flow.calls:
-        path = call.path if is_layer(call.op) else f"{call.path}_gate"
-        if path in paths and call.gate is not None:
-            found.add(path)
-            chosen[id(call.op)] = call.gate.axis
+        for gate in call.gates:
+            path = gate.path if is_layer(call.op) else f"{gate.path}_gate"
+            if path in paths:
+                found.add(path)
+                chosen[id(call.op)] = call.gates[0].axis
     missing = [path for path in paths if path not in found]
     if missing:
         raise ValueError(
@@ -204,10 +208,10 @@ def _needs_gate(layer) -> bool:
             return all(is_of_keras(part) or layer_rule(part) for part in parts)
         shape = (None, 4)  # any will do for a layer that has no weights
     try:
-        gate = gate_of(layer, shape)
+        gates = gates_of(layer, shape)
     except Exception:  # its outputs cannot be gated
         return False
-    return gate.makes or not gate.keeps_zero
+    return any(gate.makes or not gate.keeps_zero for gate in gates)
 
 
 def _input_shape(layer):
@@ -241,19 +245,26 @@ def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
     for call in analysis.flow.calls:
         if excluded(call) or not needs_gate(call):
             continue
-        if prunable.intersection(analysis.slots(call).tolist()):
-            chosen[id(call.op)] = call.gate.axis
+        slots = [analysis.slots(gate) for gate in call.gates]
+        if prunable.intersection(np.concatenate(slots).tolist()):
+            chosen[id(call.op)] = call.gates[0].axis
     return chosen
 
 
-def _exclusion(model, exclude) -> Callable[[Call], bool]:
-    """A predicate on calls for an `exclude` argument, checked to match."""
+def _exclusion(model, exclude, layers=False) -> Callable:
+    """A predicate on calls for an `exclude` argument, checked to match.
+
+    Args:
+        model: the model.
+        exclude: the argument.
+        layers: whether the predicate is to be one on layers.
+    """
     if isinstance(exclude, (str, type)) or callable(exclude):
         exclude = (exclude,)
     if not isinstance(exclude, Iterable):
         raise TypeError(f"Expected `exclude` to be iterable. Received: {exclude!r}")
     tests = [(entry, _test(entry)) for entry in exclude]
-    calls = study(model).flow.calls
+    calls = study(model).flow.calls if tests else []
     for entry, test in tests:
         if not any(test(call) for call in calls):
             raise ValueError(
@@ -261,6 +272,9 @@ def _exclusion(model, exclude) -> Callable[[Call], bool]:
                 f"'{model.name}'. Received: {entry!r}, which matches none. "
                 + _suggestion(entry, calls)
             )
+    if layers:
+        found = {id(call.op) for call in calls if any(test(call) for _, test in tests)}
+        return lambda layer: id(layer) in found
     return lambda call: any(test(call) for _, test in tests)
 
 

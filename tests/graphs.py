@@ -417,6 +417,64 @@ class GraphBuilder:
         gate = layers.Dense(x.shape[-1], activation="sigmoid")(vector)
         return x * layers.Reshape((1, 1, x.shape[-1]))(gate)
 
+    def transform(self, x):
+        """Part of a transformer block over all pixels of a map."""
+        _, height, width, channels = x.shape
+        y = ops.reshape(x, (-1, height * width, channels))
+        kind = self.pick(["multi-head", "grouped", "by hand", "einsum", "layer", "ffn"])
+        bias, causal = self.chance(), self.chance()
+        if self.chance():
+            y = layers.LayerNormalization()(y)
+        if kind == "multi-head":
+            z = layers.MultiHeadAttention(
+                self.pick([1, 2, 3]),
+                self.pick([2, 3]),
+                value_dim=self.pick([None, 4]),
+                use_bias=bias,
+                use_gate=self.chance(),
+                output_shape=self.pick([None, 5]),
+            )(y, y, use_causal_mask=causal)
+        elif kind == "grouped":
+            groups = self.pick([1, 2])
+            z = layers.GroupQueryAttention(3, 2 * groups, groups, use_bias=bias)(
+                y, y, use_causal_mask=causal
+            )
+        elif kind == "by hand":
+            z = self.heads_by_hand(y)
+        elif kind == "einsum":
+            axes = self.pick(["h", "nh"]) if bias else None
+            first = layers.EinsumDense("btc,cnh->btnh", (None, 2, 3), bias_axes=axes)
+            last = layers.EinsumDense("btnh,nhc->btc", (None, channels), bias_axes="c")
+            z = last(layers.Activation(self.pick(ACTIVATIONS))(first(y)))
+        elif kind == "layer":
+            cls = self.pick([layers.Attention, layers.AdditiveAttention])
+            others = [layers.Dense(channels)(y) for _ in range(self.pick([1, 2]))]
+            z = cls(use_scale=self.chance())([y, *others], use_causal_mask=causal)
+        else:
+            z = layers.Dense(6, activation=self.pick(ACTIVATIONS))(y)
+            if self.chance():
+                z = layers.Multiply()([z, layers.Dense(6)(y)])
+            z = layers.Dense(channels)(z)
+        if z.shape[-1] == channels and self.chance():
+            z = z + y
+        return ops.reshape(z, (-1, height, width, z.shape[-1]))
+
+    def heads_by_hand(self, x, heads=2):
+        length = x.shape[1]
+
+        def part(x):
+            x = layers.Reshape((length, heads, x.shape[-1] // heads))(x)
+            return layers.Permute((2, 1, 3))(x)
+
+        if self.chance():
+            query, key, value = map(part, ops.split(layers.Dense(12)(x), 3, axis=-1))
+        else:
+            query, key, value = (part(layers.Dense(4)(x)) for _ in range(3))
+        scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+        soft = self.pick([layers.Softmax(), ops.softmax])
+        y = layers.Permute((2, 1, 3))(ops.matmul(soft(scores * 0.7), value))
+        return layers.Reshape((length, heads * y.shape[-1]))(y)
+
     def drop(self, x):
         kind = self.pick(["spatial", "noise", "resize", "regularize", "center"])
         if kind == "spatial":
@@ -442,6 +500,8 @@ class GraphBuilder:
         nest,
         attend,
         recur,
+        transform,
+        transform,
         drop,
         normalise_across,
         move,

@@ -198,17 +198,56 @@ WHOLE = {
     ),
 }
 
-# Made of composite layers, which hide their convolutions.
+# Made of composite layers, which are taken apart.
 COMPOSITE = {
     "EfficientNetV2 fused": lambda: efficientnet("fused"),
     "EfficientNetV2 unfused": lambda: efficientnet("unfused"),
-    "DeepLabV3": deeplab,
-    "DeepLabV3 segmenter": lambda: classifier(hub.DeepLabV3ImageSegmenter, deeplab),
-    "RetinaNet": retinanet,
     "MiT": mit,
     "SegFormer": segformer,
-    "SegFormer segmenter": lambda: classifier(hub.SegFormerImageSegmenter, segformer),
     "MobileNet": mobilenet,
     "HGNetV2": hgnet,
+}
+
+# With a composite layer that is kept.
+KEPT = {"RetinaNet": retinanet, "DeepLabV3": deeplab}
+
+TEXT = {
+    "vocabulary_size": 50,
+    "num_layers": 2,
+    "num_heads": 4,
+    "hidden_dim": 16,
+    "intermediate_dim": 24,
+    "max_sequence_length": 12,
+}
+
+
+def deit():
+    return hub.DeiTBackbone(
+        image_shape=(32, 32, 3),
+        patch_size=8,
+        num_layers=2,
+        num_heads=4,
+        hidden_dim=16,
+        intermediate_dim=24,
+    )
+
+
+def whisper():
+    text = {key: value for key, value in TEXT.items() if "sequence" not in key}
+    return hub.WhisperBackbone(
+        max_encoder_sequence_length=20, max_decoder_sequence_length=12, **text
+    )
+
+
+TRANSFORMERS = {
     "ViT": vit,
+    "ViT classifier": lambda: classifier(hub.ViTImageClassifier, vit),
+    "DeiT": deit,
+    "BERT": lambda: hub.BertBackbone(**TEXT),
+    "DistilBERT": lambda: hub.DistilBertBackbone(**TEXT),
+    "RoBERTa": lambda: hub.RobertaBackbone(**TEXT),
+    "GPT-2": lambda: hub.GPT2Backbone(**TEXT),
+    "OPT": lambda: hub.OPTBackbone(**TEXT),
+    "BART": lambda: hub.BartBackbone(**TEXT),
+    "Whisper": whisper,
 }

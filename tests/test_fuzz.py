@@ -63,8 +63,8 @@ def test_wrapped_layer_by_layer_gates_set_by_hand(model, seed):
     model = randomise(model, seed)
     masked = keras.models.clone_model(model, clone_function=filterprune.wrap)
     rng = np.random.default_rng(seed)
-    for call in study(masked).masks:
-        call.mask.gate.assign(rng.integers(0, 2, call.gate.size))
+    for gate in study(masked).masks:
+        gate.variable.assign(rng.integers(0, 2, gate.size))
     check_exact_or_refused(masked)
 
 
@@ -88,8 +88,8 @@ def test_only_convolutions_wrapped(model, seed):
     for source, target in zip(model.weights, _without_gates(masked), strict=True):
         target.assign(source)
     rng = np.random.default_rng(seed)
-    for call in study(masked).masks:
-        call.mask.gate.assign(rng.integers(0, 2, call.gate.size))
+    for gate in study(masked).masks:
+        gate.variable.assign(rng.integers(0, 2, gate.size))
     check_exact_or_refused(masked)
 
 

@@ -1,16 +1,28 @@
-"""Image backbones and tasks of keras-hub: exact, or a named barrier.
+"""Backbones and tasks of keras-hub: exact, or a named barrier.
 
 Run where keras-hub is installed: `pip install keras-hub`.
 """
 
+import subprocess
+import sys
+
 import keras
+import numpy as np
 import pytest
-from exactness import check_exact, close_at_random, randomise
+from exactness import (
+    LIMITS,
+    assert_close,
+    check_exact,
+    close_at_random,
+    difference,
+    randomise,
+    to_numpy,
+)
 
 import filterprune
 
 pytest.importorskip("keras_hub", reason="keras-hub is not installed")
-from hub_models import COMPOSITE, WHOLE
+from hub_models import COMPOSITE, KEPT, TRANSFORMERS, WHOLE
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -25,24 +37,60 @@ def test_backbone_is_exact(name, dtype):
     assert check_exact(masked).count_params() < 0.7 * model.count_params()
 
 
-# Composite layers and nothing else that could be pruned.
-NOTHING_ELSE = {
-    "EfficientNetV2 fused",
-    "EfficientNetV2 unfused",
-    "HGNetV2",
-    "MiT",
-    "MobileNet",
-    "ViT",
-}
-
-
 @pytest.mark.parametrize("name", COMPOSITE)
-def test_composite_layers_are_barriers_and_all_else_is_pruned(name):
+def test_composite_layers_are_taken_apart_and_pruned(name):
     model = randomise(COMPOSITE[name]())
+    masked = filterprune.wrap_model(model)
+    assert difference(model, masked) < 1e-5
+    assert filterprune.analyze(masked).barriers == ()
+    close_at_random(masked)
+    assert check_exact(masked).count_params() < 0.7 * model.count_params()
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_composite_layers_that_are_kept_are_named_and_all_else_is_pruned(name):
+    model = randomise(KEPT[name]())
     report = filterprune.analyze(model)
     assert report.barriers and all("composite" in b for b in report.barriers)
-    assert bool(report.prunable) == (name not in NOTHING_ELSE)
-    if report.prunable:
-        masked = filterprune.wrap_model(model)
-        close_at_random(masked)
-        check_exact(masked)
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    check_exact(masked)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_heads_and_feed_forward_widths_are_pruned_exactly(name, dtype):
+    keras.config.set_floatx(dtype)
+    model = randomise(TRANSFORMERS[name]())
+    size = 12 if "ViT" not in name else 64
+    masked = filterprune.wrap_model(model)
+    assert difference(model, masked, size=size) < 1e-5
+    kinds = {group.kind for group in filterprune.analyze(masked).prunable}
+    assert {"heads", "ffn"} <= kinds
+    close_at_random(masked)
+    small = filterprune.compact(masked)
+    assert difference(masked, small, size=size) < LIMITS[dtype]
+    assert small.count_params() < 0.9 * model.count_params()
+
+
+def test_what_is_left_of_a_decoder_is_causal_and_keeps_to_the_padding():
+    masked = filterprune.wrap_model(randomise(TRANSFORMERS["GPT-2"]()))
+    close_at_random(masked)
+    small = filterprune.compact(masked)
+    tokens = np.random.default_rng(0).integers(0, 50, (2, 8))
+    padding = np.ones((2, 8), "int32")
+    padding[0, 5:] = 0
+    before = to_numpy(small({"token_ids": tokens, "padding_mask": padding}))
+    assert_close(
+        before, masked({"token_ids": tokens, "padding_mask": padding}), 1e-4, 1e-5
+    )
+    tokens[0, 5:] = 1  # behind the end
+    tokens[1, 6] = (tokens[1, 6] + 1) % 50  # in the future
+    after = to_numpy(small({"token_ids": tokens, "padding_mask": padding}))
+    assert_close(after[0, :5], before[0, :5], 1e-4, 1e-5)
+    assert_close(after[1, :6], before[1, :6], 1e-4, 1e-5)
+
+
+def test_keras_hub_is_not_imported_before_it_is_needed():
+    code = "import filterprune, sys; sys.exit('keras_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -101,10 +101,10 @@ def test_effects_are_derivatives_of_the_loss_by_gates(name):
     slots = Slots(masked_analysis(masked))
     loss = evidence.own_loss(keras.losses.MeanSquaredError())
     found = evidence.effects(slots, evidence.readers(slots), loss, (*batch, None))
-    gate = only(masked).gate
     step = 1e-4 if keras.config.floatx() == "float64" else 1e-2
-    for number in range(gate.shape[0]):
-        values = []
+    gates = [gate for gate in slots.analysis.masks if gate.makes]
+    for place, number in [(g, number) for g in gates for number in range(g.size)]:
+        values, gate = [], place.variable
         for change in (step, -step):
             moved = np.ones(gate.shape)
             moved[number] += change
@@ -113,7 +113,7 @@ def test_effects_are_derivatives_of_the_loss_by_gates(name):
             values.append(3 * float(keras.ops.convert_to_numpy(value)))
         gate.assign(np.ones(gate.shape))
         slope = (values[0] - values[1]) / (2 * step)
-        slot = slots.of_call(slots.analysis.masks[0])[number]
+        slot = slots.of_gate(place)[number]
         near = 1e-6 if keras.config.floatx() == "float64" else 2e-2
         assert_close(found[:, slot].sum(), slope, near, near)
 

@@ -6,13 +6,14 @@ from filterprune.channels.holding import hold
 from filterprune.channels.joining import join
 from filterprune.channels.labels import Channels
 from filterprune.channels.recurring import recur
-from filterprune.channels.registry import rule
+from filterprune.channels.registry import composite, rule
 from filterprune.channels.verbs import barrier, mix, same, take
 
 __all__ = [
     "Channels",
     "Flow",
     "barrier",
+    "composite",
     "describe",
     "flow",
     "hold",

@@ -114,12 +114,16 @@ def with_outputs(function, outputs):
     return lambda survivors: function(survivors, *outputs)
 
 
-def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
+def gate_output(
+    labels, axis, gates, specs, *, makes, keeps_zero=False, **about
+) -> None:
     """Note how the current call's output is gated."""
     call = current()
     mask = None if makes else call.mask
     if mask is not None and mask.gated_axis not in (None, axis):
-        raise Ambiguous("its gates run along another axis than that of channels")
+        if mask.closed().any():
+            raise Ambiguous("its gates run along another axis than that of channels")
+        return  # all open, they do nothing: it has no gates along this axis
     size = labels.shape[axis]
     numbers, makers = {}, {}
     for name in gates:
@@ -132,7 +136,8 @@ def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
     if not makers or not activation_of(call.op).keeps_zero:
         numbers = {}  # only the output can be gated
         outputs = (Place(0, axis, np.arange(size)),)
-    call.gate = Gate(labels, axis, numbers, makers, makes, keeps_zero, outputs)
+    gate = Gate(labels, axis, numbers, makers, makes, keeps_zero, outputs, **about)
+    call.gates[:] = [gate]
 
 
 def gates_along(weight, spec: str, size: int, *names: str) -> tuple[np.ndarray, int]:

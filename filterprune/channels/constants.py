@@ -37,6 +37,11 @@ def count_positions(x: Channels, axis: int) -> int:
     return math.prod(sizes)
 
 
+def rounded(number: float) -> float:
+    """A Python number as the backend's operations take it: TensorFlow in float32."""
+    return float(keras.ops.convert_to_numpy(keras.ops.cast(number, "float64")))
+
+
 def _arguments(call, x: Channels, array) -> list:
     """One tensor for each of the call's: `array` for the channels read."""
     arrays = [

@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -57,12 +57,12 @@ class Place:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Gate:
-    """Where one call's output channels can be closed.
+    """Where channels that one call makes, or passes on, can be closed.
 
     Attributes:
         labels: the labels along the output's gated axis; broadcastable to the
-            output where they differ along other axes too. One for each gate, if
-            a layer makes channels that are in several outputs or in none.
+            output where they differ along other axes too. A vector of channels
+            inside of the layer, or in several outputs.
         axis: the gated axis of the output.
         weights: for each weight that a closed gate zeroes part of, the number of
             the gate of each of its entries, an array that broadcasts to it.
@@ -76,9 +76,15 @@ class Gate:
             are enough.
         states: for each state that the layer keeps where its gates are (`output`
             numbers the states).
-        parts: where a layer makes several groups of channels, for each gate which
-            it belongs to, as a path in the layer.
-        takes: arguments of a call that do not hinder the gates.
+        name: the name of channels inside of the layer, such as `heads`; empty
+            for those of the output.
+        kind: what sort of channels they are: see `filterprune.channels.kinds`.
+        reads: the labels that the layer makes the channels of, if it reads one
+            tensor.
+        seen: for channels inside of the layer the parts of it, by their names, at
+            whose inputs or outputs they can be observed; for each whether that
+            is the output, and labels that broadcast to it.
+        call: the call whose gate it is.
     """
 
     labels: np.ndarray
@@ -89,8 +95,11 @@ class Gate:
     keeps_zero: bool
     outputs: tuple[Place, ...] = ()
     states: tuple[Place, ...] = ()
-    parts: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
+    name: str = ""
+    kind: str = "channels"
+    reads: np.ndarray | None = None
+    seen: Sequence[tuple[str, bool, np.ndarray]] = ()
+    call: "Call" = None  # type: ignore[assignment]  # set when the call gets it
 
     @property
     def size(self) -> int:
@@ -100,6 +109,27 @@ class Gate:
     def factor(self) -> tuple[str, int] | None:
         """The first of `makers`, `None` if there is none."""
         return next(iter(self.makers.items()), None)
+
+    @property
+    def path(self) -> str:
+        """The path of the layer, and the name of channels inside of it."""
+        return f"{self.call.path}/{self.name}" if self.name else self.call.path
+
+    @property
+    def variable(self):
+        """The masked layer's weight that holds these gates."""
+        return self.call.mask.gates[self.name]
+
+    def closed(self) -> np.ndarray:
+        """Which gates of the masked layer are closed, `(channels,)` bool."""
+        return keras.ops.convert_to_numpy(self.variable) == 0
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the channels are in the outputs."""
+        if self.outputs or self.name:
+            return self.outputs
+        return (Place(0, self.axis, np.arange(self.size)),)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -140,13 +170,17 @@ class Call:
         mask: the masked layer, or None.
         path: the name of `op`, behind those of the models it is nested in.
         inputs: the channels of the call's tensors.
-        gate: how the output is gated, if it can be.
-        products: names of weights that are multiplied, and at how many
-            positions of a sample.
+        gates: how the output is gated, if it can be, and channels inside of the
+            layer; the output's gate is the first.
+        products: what is multiplied and summed, and at how many positions of a
+            sample: the name of a weight, or where tensors are multiplied the
+            labels along each axis.
         holder: the call of the layer that this one is held by, or None.
         training: whether the graph itself asks for training mode, as in
             `BatchNormalization()(x, training=True)`.
         times: how many times it is made for one sample, as in every time step.
+        takes: arguments, other than the first, with which a masked layer can be
+            called as the layer is.
         reads: weights that `inputs[0]` is multiplied by, and their axes of its
             channels.
         carried: which of `inputs` the layer goes on from without reading them as
@@ -160,11 +194,12 @@ class Call:
     node: Node
     path: str
     inputs: tuple[Channels, ...]
-    gate: Gate = None  # type: ignore[assignment]  # None if it has none
-    products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    gates: list[Gate] = dataclasses.field(default_factory=list)
+    products: list[tuple[Any, int]] = dataclasses.field(default_factory=list)
     holder: "Call | None" = None
     training: bool = False
     times: int = 1
+    takes: tuple[str, ...] = ()
     reads: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     carried: list[Channels] = dataclasses.field(default_factory=list)
     loops: list[Loop] = dataclasses.field(default_factory=list)
@@ -173,6 +208,16 @@ class Call:
     def outputs(self) -> tuple[tuple, ...]:
         """The static shapes of the call's outputs."""
         return tuple(tuple(tensor.shape) for tensor in self.node.outputs)
+
+    @property
+    def gate(self) -> Gate | None:
+        """The gate of the output's channels, if there is one."""
+        return next((gate for gate in self.gates if not gate.name), None)
+
+    @property
+    def makes(self) -> bool:
+        """Whether the call makes channels."""
+        return any(gate.makes for gate in self.gates)
 
     @property
     def layer(self):
@@ -228,6 +273,8 @@ class Binding:
             gives those of the new call; `None` to leave them.
         after: a function of `survivors` that gives what to apply to the output
             (a function of it, or `None` for nothing); `None` for nothing ever.
+        scales: for each weight's name a function of `survivors` that gives by
+            what its surviving part is multiplied.
     """
 
     layer: Any
@@ -237,11 +284,16 @@ class Binding:
     arguments: dict[int, Channels] = dataclasses.field(default_factory=dict)
     rewrite: Callable | None = None
     after: Callable | None = None
+    scales: dict[str, Callable] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Flow:
-    """What one model's graph says about its channels."""
+    """What one model's graph says about its channels.
+
+    Attributes:
+        marks: pairs of labels and what operations take them for: their kind.
+    """
 
     model: Any
     table: LabelTable = dataclasses.field(default_factory=LabelTable)
@@ -252,6 +304,7 @@ class Flow:
     vectors: list[Channels] = dataclasses.field(default_factory=list)
     graphs: dict[int, Graph] = dataclasses.field(default_factory=dict)
     barriers: dict[str, str] = dataclasses.field(default_factory=dict)
+    marks: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
 
     def binding(self, call: Call) -> Binding:
         return self.bindings.setdefault(id(call.op), Binding(call.op, call.path))
@@ -315,34 +368,33 @@ def flow(model) -> Flow:
     return result
 
 
-def gate_of(layer, input_shape, mask=None) -> Gate:
-    """How the outputs of one built layer are gated, apart from any model.
+def gates_of(layer, *shapes, mask=None) -> list[Gate]:
+    """How the channels of one built layer are gated, apart from any model.
 
     Args:
         layer: a built layer that has a rule.
-        input_shape: the shape of its input, `None` for unknown sizes.
+        *shapes: the shapes of its inputs, `None` for unknown sizes.
         mask: the masked layer around it, if there is one.
 
     Returns:
-        The `Gate`.
+        The `Gate`s, that of the output first.
 
     Raises:
-        ValueError: if the layer's outputs cannot be gated.
+        ValueError: if the layer's channels cannot be gated.
     """
-    x = keras.KerasTensor(input_shape, dtype=layer.compute_dtype)
-    ys = keras.tree.flatten(layer.compute_output_spec(x))
+    xs = tuple(keras.KerasTensor(s, dtype=layer.compute_dtype) for s in shapes)
+    ys = tuple(keras.tree.flatten(layer.compute_output_spec(*xs)))
     result = Flow(layer)
-    inputs = (result.pinned(x.shape, "an input"),)
-    node = Node(layer, (x,), {}, (x,), tuple(ys))
-    call = Call(result, layer, mask, node, "", inputs)
+    inputs = tuple(result.pinned(x.shape, "an input") for x in xs)
+    call = Call(result, layer, mask, Node(layer, xs, {}, xs, ys), "", inputs)
     with calling(call):
         try:
             apply_rule(call)
         except Ambiguous as error:
             raise ValueError(f"{describe(layer)} cannot be masked: {error}") from None
-    if call.gate is None:
+    if not call.gates:
         raise ValueError(f"{describe(layer)} cannot be masked: it has no channels")
-    return call.gate
+    return call.gates
 
 
 def _visit_graph(
@@ -402,7 +454,9 @@ def _visit(
             reason = f"its rule failed with {type(error).__name__}: {error}"
             outputs = _barrier(call, reason, mark)
     _carry_activation(call)
-    if call.gate is not None:
+    for gate in call.gates:
+        gate.call = call
+    if call.gates:
         outputs = _gated(call, outputs)
     return outputs
 
@@ -485,8 +539,8 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
         if reason is not None:
             raise Ambiguous(reason)
     to_mask = is_layer(bare) and call.mask is None and call.holder is None
-    if to_mask and call.gate is not None and not _fits_a_mask(call):
-        call.gate = None  # type: ignore[assignment]
+    if to_mask and call.gates and not _fits_a_mask(call):
+        call.gates.clear()
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
     return outputs
@@ -530,7 +584,7 @@ def _fits_a_mask(call: Call) -> bool:
         given = signature.bind(*call.node.args, **call.node.kwargs).arguments
     except TypeError:
         return False
-    known = (first, "training", "mask", *call.gate.takes)
+    known = (first, "training", "mask", *call.takes)
     return first in given and not any(
         value is not None and key not in known for key, value in given.items()
     )
@@ -558,7 +612,7 @@ def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
                 table.pin(
                     channels.labels, f"goes through {describe(call.op)}: {reason}"
                 )
-    call.gate = None  # type: ignore[assignment]
+    call.gates.clear()
     call.products.clear()
     call.flow.steps[:] = [s for s in call.flow.steps if s.call is not call]
     call.flow.barriers[call.path] = f"{describe(call.op)}: {reason}"
@@ -574,20 +628,19 @@ def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
 
 def _gated(call: Call, made: list[Channels]) -> list[Channels]:
     """The outputs behind the gates of a call: worth zero where those are closed."""
-    gate = call.gate
-    places = gate.outputs or (Place(0, gate.axis, np.arange(gate.size)),)
     after = [Channels(channels.shape, channels.labels) for channels in made]
 
     def worth(valuation, values):
-        closed = valuation.closed(call, gate)
-        if closed is None:
-            return values
         values = list(values)
-        for place in places:
-            shape = [1] * made[place.output].ndim
-            shape[place.axis] = place.gates.size
-            shut = closed[place.gates].reshape(shape)
-            values[place.output] = np.where(shut, 0.0, values[place.output])
+        for gate in call.gates:
+            closed = valuation.closed(call, gate) if gate.places else None
+            if closed is None:
+                continue
+            for place in gate.places:
+                shape = [1] * made[place.output].ndim
+                shape[place.axis] = place.gates.size
+                shut = closed[place.gates].reshape(shape)
+                values[place.output] = np.where(shut, 0.0, values[place.output])
         return values
 
     call.step(made, after, worth)

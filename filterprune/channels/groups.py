@@ -7,11 +7,12 @@ a slot is kept or removed as a whole, in every layer of the group.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
-from filterprune.channels.flow import Call, Flow, describe, flow
+from filterprune.channels.flow import Call, Flow, Gate, describe, flow
+from filterprune.channels.kinds import kind_of
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.values import Valuation, find_stuck
 
@@ -25,12 +26,14 @@ class Group:
         roots: the label of each slot, `(size,)`.
         filters: how many filters each slot has, `(size,)`.
         reason: why no slot can be removed; `None` if they can.
+        kind: what sort of channels they are: see `filterprune.channels.kinds`.
     """
 
     layers: tuple[str, ...]
     roots: np.ndarray
     filters: np.ndarray
     reason: str | None
+    kind: str = "channels"
 
     @property
     def size(self) -> int:
@@ -61,33 +64,34 @@ class Analysis:
         return self.flow.table.roots()
 
     @functools.cached_property
-    def makers(self) -> list[Call]:
-        """One call for every layer that makes channels, in graph order."""
-        found: dict[int, Call] = {}
+    def gates(self) -> list[Gate]:
+        """Those of one call of every layer, in graph order."""
+        found: dict[tuple, Gate] = {}
         for call in self.flow.calls:
-            if call.gate is not None and call.gate.makes:
-                found.setdefault(id(call.op), call)
+            for gate in call.gates:
+                found.setdefault((id(call.layer), gate.name), gate)
         return list(found.values())
 
-    @functools.cached_property
-    def masks(self) -> list[Call]:
-        """One call for every masked layer, in graph order."""
-        found: dict[int, Call] = {}
-        for call in self.flow.calls:
-            if call.mask is not None and call.gate is not None:
-                found.setdefault(id(call.mask), call)
-        return list(found.values())
+    @property
+    def makers(self) -> list[Gate]:
+        """The gates of layers that make channels."""
+        return [gate for gate in self.gates if gate.makes]
+
+    @property
+    def masks(self) -> list[Gate]:
+        """The gates that there are: of masked layers."""
+        return [gate for gate in self.gates if gate.call.mask is not None]
 
     @functools.cached_property
     def reasons(self) -> dict[int, str]:
         """Why a root can never be removed, whatever its weights and gates."""
-        for call in self.makers:
-            if self.excluded(call):
-                self.flow.table.pin(call.gate.labels, f"`{call.path}` is excluded")
+        for gate in self.makers:
+            if self.excluded(gate.call):
+                self.flow.table.pin(gate.labels, f"`{gate.call.path}` is excluded")
         found = dict(self.flow.table.reasons())
         possible = np.zeros(self.flow.table.count, bool)
-        for call in self.makers:
-            possible[self.roots[call.gate.labels]] = True
+        for gate in self.makers:
+            possible[self.roots[gate.labels]] = True
         possible[list(found)] = False
         return found | find_stuck(self.flow, possible, self.gated).stuck
 
@@ -98,30 +102,35 @@ class Analysis:
         filters = np.zeros(count, int)
         signature = self._signatures()
         layers: dict[int, list[str]] = {}
-        for call in self.makers:
-            vector = self.roots[call.gate.labels].ravel()
+        for gate in self.makers:
+            vector = self.roots[gate.labels].ravel()
             np.add.at(filters, vector, 1)
-            for root, path in self._paths(call, vector):
-                layers.setdefault(root, []).append(path)
+            for root in np.unique(vector):
+                layers.setdefault(int(root), []).append(gate.path)
         found: dict[tuple, list[int]] = {}
         for root, paths in layers.items():
             key = (tuple(paths), int(signature[root]), self.reasons.get(root))
             found.setdefault(key, []).append(root)
         return [
-            Group(key[0], np.array(roots), filters[roots], key[2])
+            Group(
+                key[0], np.array(roots), filters[roots], key[2], self._kind(key, roots)
+            )
             for key, roots in found.items()
         ]
 
-    @staticmethod
-    def _paths(call: Call, vector: np.ndarray) -> Iterator[tuple[int, str]]:
-        """For each root that a call makes the path of what makes it."""
-        parts = call.gate.parts
-        if not parts:
-            yield from ((int(root), call.path) for root in np.unique(vector))
-            return
-        pairs = zip(vector.tolist(), parts, strict=True)
-        for root, part in dict.fromkeys(pairs):
-            yield root, f"{call.path}/{part}"
+    def _kind(self, key, roots) -> str:
+        gates = [gate for gate in self.makers if gate.path in key[0]]
+        marks = self._marks.get(int(roots[0]), ())
+        return kind_of(gates, self.roots, marks)
+
+    @functools.cached_property
+    def _marks(self) -> dict[int, set[str]]:
+        """What operations take roots for."""
+        found: dict[int, set[str]] = {}
+        for labels, kind in self.flow.marks:
+            for root in np.unique(self.roots[labels]):
+                found.setdefault(int(root), set()).add(kind)
+        return found
 
     @property
     def prunable(self) -> list[Group]:
@@ -145,9 +154,8 @@ class Analysis:
                 signature[roots] += rng.integers(2**63, dtype="uint64")
         return signature
 
-    def slots(self, call: Call) -> np.ndarray:
-        """The root behind each gate of a call, -1 where gates are untied."""
-        gate = call.gate
+    def slots(self, gate: Gate) -> np.ndarray:
+        """The root behind each of a layer's gates, -1 where gates are untied."""
         roots = np.moveaxis(self.roots[gate.labels], gate.axis, -1)
         rows = roots.reshape(-1, gate.size)
         return np.where((rows == rows[:1]).all(axis=0), rows[0], -1)
@@ -155,9 +163,9 @@ class Analysis:
     def closed(self) -> np.ndarray:
         """For each root whether a gate of it is closed, `(labels,)` bool."""
         dead = np.zeros(self.flow.table.count, bool)
-        for call in self.masks:
-            slots = self.slots(call)
-            dead[slots[call.mask.closed() & (slots >= 0)]] = True
+        for gate in self.masks:
+            slots = self.slots(gate)
+            dead[slots[gate.closed() & (slots >= 0)]] = True
         return dead
 
     def decide(self) -> tuple[np.ndarray, Valuation, dict[int, str]]:
@@ -178,12 +186,12 @@ class Analysis:
                 first = int(group.roots[0])
                 dead[first] = False
                 stays[first] = f"`{group.name}` would be left without channels"
-        for call in self.masks:  # of channels that no layer makes, as a product's
-            slots = self.slots(call)
+        for gate in self.masks:  # of channels that no layer makes, as a product's
+            slots = self.slots(gate)
             slots = slots[slots >= 0]
             if slots.size and dead[slots].all():
                 dead[slots[0]] = False
-                stays[int(slots[0])] = f"`{call.path}` would be left without channels"
+                stays[int(slots[0])] = f"`{gate.path}` would be left without channels"
         while True:
             valuation = find_stuck(self.flow, dead)
             if not valuation.stuck:
@@ -199,8 +207,7 @@ class Analysis:
 
 def needs_gate(call: Call) -> bool:
     """Whether a call makes channels, or makes something of absent ones."""
-    gate = call.gate
-    return gate is not None and (gate.makes or not gate.keeps_zero)
+    return any(gate.makes or not gate.keeps_zero for gate in call.gates)
 
 
 def study(model, excluded: Callable[[Call], bool] | None = None) -> Analysis:

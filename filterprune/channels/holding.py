@@ -32,7 +32,7 @@ class Held:
     Attributes:
         layer: the layer.
         channels: the `Channels` of its outputs.
-        gate: its gates, with weights named from the holder; `None` without any.
+        gates: its gates, with weights named from the holder.
         reads: the weights that read its first input, and their axes.
         sizes: the entries of its config that count channels; `None` if nothing is
             ever removed from it.
@@ -40,7 +40,7 @@ class Held:
 
     layer: Any
     channels: list[Channels]
-    gate: Gate | None
+    gates: list[Gate]
     reads: list[tuple[str, int]]
     sizes: dict[str, Callable] | None
 
@@ -96,14 +96,17 @@ def enter(
         step.call = outer
     if binding is not None:
         _adopt(outer, name, binding)
-    outer.products += [(f"{name}.{part}", n * times) for part, n in inner.products]
+    outer.products += [
+        (f"{name}.{what}" if isinstance(what, str) else what, n * times)
+        for what, n in inner.products
+    ]
     outer.loops += [
         dataclasses.replace(found, path=f"{name}.{found.path}".rstrip("."))
         for found in inner.loops
     ]
     reads = [(f"{name}.{weight}", axis) for weight, axis in inner.reads]
-    gate = inner.gate and renamed(inner.gate, name)
-    return Held(layer, made, gate, reads, binding.config if binding else None)
+    gates = [_renamed(gate, name) for gate in inner.gates]
+    return Held(layer, made, gates, reads, binding.config if binding else None)
 
 
 def _is_channels(value) -> bool:
@@ -130,7 +133,7 @@ def _adopt(outer: Call, name: str, binding: Binding) -> None:
     outer.flow.binding(outer).arguments.update(binding.arguments)
 
 
-def renamed(gate: Gate, name: str) -> Gate:
+def _renamed(gate: Gate, name: str) -> Gate:
     """The gate of a held layer, with its weights named from the holder."""
     return dataclasses.replace(
         gate,
@@ -170,13 +173,15 @@ def hold(x: Channels, name: str = "layer", without: int | None = None) -> Channe
     if held.sizes is not None:
         outer.flow.binding(outer).config[name] = held.config
     (made,) = held.channels
-    outer.gate = held.gate  # type: ignore[assignment]
+    outer.gates[:] = held.gates
+    if any(gate.seen for gate in held.gates):
+        raise Ambiguous(f"it holds {describe(layer)}, which has channels inside")
     if without is not None:
         made = put_back(made, without, outer.outputs[0])
-        if held.gate is not None:
-            outer.gate = _lifted(held.gate, without)
+        outer.gates[:] = [_lifted(gate, without) for gate in held.gates]
     mask, gate = outer.mask, outer.gate
-    if None not in (gate, mask) and mask.gated_axis not in (None, gate.axis):
+    axis = None if mask is None else mask.gated_axis
+    if gate is not None and axis not in (None, gate.axis):
         raise Ambiguous("its gates run along another axis than its channels")
     return made
 

@@ -102,6 +102,7 @@ def gather(
     axes: Sequence[int],
     output: np.ndarray | None = None,
     shape: tuple | None = None,
+    every: bool = False,
 ) -> Channels:
     """The operation sums products over channels, without weights of its own.
 
@@ -112,10 +113,12 @@ def gather(
         output: the labels of the output, of its rank; none can be removed by
             default.
         shape: the shape of what is summed, if that is not the call's output.
+        every: whether a channel adds nothing only where all of `xs` are zero, and
+            not where one is.
 
     Returns:
-        The `Channels` of the output. A channel can be removed if one of the
-        factors is zero.
+        The `Channels` of the output. A channel can be removed if it adds
+        nothing.
     """
     call = current()
     shape = call.outputs[0] if shape is None else shape
@@ -128,7 +131,8 @@ def gather(
             values_along(value, axis, labels.size)
             for value, axis in zip(values, axes, strict=True)
         ]
-        zero = np.logical_or.reduce([vector == 0 for vector in vectors])
+        reduce = np.logical_and.reduce if every else np.logical_or.reduce
+        zero = reduce([vector == 0 for vector in vectors])
         valuation.read(call, labels, np.where(zero, 0.0, np.nan), fold=False)
         return [np.full(output.shape, np.nan)]
 

@@ -99,7 +99,8 @@ def hidden_layers(layer) -> str | None:
         return None
     return (
         f"it is a composite layer, which hides {', '.join(sorted(inner))}; "
-        "write a rule for it, or call those layers in a functional model"
+        "declare it by `filterprune.composite`, write a rule for it, or call those "
+        "layers in a functional model"
     )
 
 

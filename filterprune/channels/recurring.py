@@ -79,7 +79,7 @@ def recur(
     outputs = [
         Channels(shape, spread(made, len(shape), axis)) for shape in call.outputs
     ]
-    call.gate = _gate_of_units(call, made, axis, weights)
+    call.gates[:] = [_gate_of_units(call, made, axis, weights)]
     positions = count_positions(outputs[0], axis)
     for name, spec in weights.items():
         weight = weight_of(call.op, name)
@@ -106,7 +106,7 @@ def recur(
 
     call.step([x], outputs, worth)
     if call.holder is None:  # no masked layer is called as a cell is
-        call.gate = None  # type: ignore[assignment]
+        call.gates.clear()
         call.flow.table.pin(made, f"made by {describe(call.op)}, a cell on its own")
     return outputs
 
@@ -128,7 +128,8 @@ def _gate_of_units(call, made, axis: int, weights: dict[str, str]) -> Gate:
         Place(number, axis % len(shape), every)
         for number, shape in enumerate(call.outputs)
     )
-    return Gate(made, -1, numbers, makers, True, False, outputs)
+    kind = "channels" if hasattr(call.op, "filters") else "units"
+    return Gate(made, -1, numbers, makers, True, False, outputs, kind=kind)
 
 
 def chain(x: Channels, states: Sequence, cells: Sequence, name: str) -> list[Channels]:
@@ -161,7 +162,8 @@ def chain(x: Channels, states: Sequence, cells: Sequence, name: str) -> list[Cha
     call.flow.binding(call).config[name] = lambda survivors: [
         held.config(survivors) for held in helds
     ]
-    call.gate = _chained(helds, call)  # type: ignore[assignment]
+    call.gates[:] = _chained(helds, call)
+    call.reads += helds[0].reads
     return [x, *carried]
 
 
@@ -170,43 +172,39 @@ def _shape_between(x: Channels, state: tuple) -> tuple:
     return (*x.shape[:1], *state[1:])
 
 
-def _chained(helds: list[Held], call) -> Gate | None:
-    """One gate of the gates of cells that follow each other."""
-    gates = [held.gate for held in helds if held.gate is not None]
-    if len(gates) < len(helds):
-        return None
-    weights: dict[str, np.ndarray] = {}
-    makers: dict[str, int] = {}
-    outputs: list[Place] = []
-    first, state = 0, 1
-    for number, (gate, held) in enumerate(zip(gates, helds, strict=True)):
-        weights |= {key: found + first for key, found in gate.weights.items()}
-        makers |= gate.makers
-        for place in gate.outputs:
-            at = place.output - 1 + state
-            place = dataclasses.replace(place, gates=place.gates + first)
-            if place.output:
-                outputs.append(dataclasses.replace(place, output=at))
-            elif held is helds[-1]:
-                outputs.append(place)
-            else:  # it is read by the next cell and by nobody else
-                for weight, axis in helds[number + 1].reads:
-                    ndim = len(weight_of(call.op, weight).shape)
-                    weights[weight] = spread(place.gates, ndim, axis)
-        first += gate.size
+def _chained(helds: list[Held], call) -> list[Gate]:
+    """The gates of cells that follow each other: those of the last one first.
+
+    The others are of channels inside of the layer, and have the names of the cells.
+    """
+    if not all(held.gates for held in helds):
+        return []
+    found: dict[str, Gate] = {}
+    state = 1
+    for number, held in enumerate(helds):
+        last = held is helds[-1]
+        for gate in held.gates:
+            weights, outputs = dict(gate.weights), []
+            for place in gate.outputs:
+                if place.output:
+                    at = place.output - 1 + state
+                    outputs.append(dataclasses.replace(place, output=at))
+                elif last:
+                    outputs.append(place)
+                else:  # it is read by the next cell and by nobody else
+                    for weight, axis in helds[number + 1].reads:
+                        ndim = len(weight_of(call.op, weight).shape)
+                        weights[weight] = spread(place.gates, ndim, axis)
+            name = gate.name
+            if name or not last:
+                name = "_".join(filter(None, (held.layer.name, name)))
+            while name in found:  # cells of one name
+                name += "_"
+            found[name] = dataclasses.replace(
+                gate, name=name, weights=weights, outputs=tuple(outputs)
+            )
         state += len(held.channels) - 1
-    return dataclasses.replace(
-        gates[0],
-        labels=np.concatenate([gate.labels for gate in gates]),
-        weights=weights,
-        makers=makers,
-        outputs=tuple(sorted(outputs, key=lambda place: place.output)),
-        parts=tuple(
-            held.layer.name
-            for gate, held in zip(gates, helds, strict=True)
-            for _ in range(gate.size)
-        ),
-    )
+    return sorted(found.values(), key=lambda gate: bool(gate.name))
 
 
 def loop(
@@ -259,7 +257,8 @@ def loop(
         outputs = [put_back(made, 1, call.outputs[0])]
     if layer.return_state:
         outputs += new
-    call.gate = held.gate and _looped(held.gate, layer)  # type: ignore[assignment]
+    call.gates[:] = [_looped(gate, layer) for gate in held.gates]
+    call.takes = ("initial_state",)
     return outputs
 
 
@@ -297,6 +296,4 @@ def _looped(gate: Gate, layer) -> Gate:
                 outputs.append(place)
         else:
             outputs.append(shifted(place, 1) if layer.return_sequences else place)
-    return dataclasses.replace(
-        gate, outputs=tuple(outputs), states=tuple(states), takes=("initial_state",)
-    )
+    return dataclasses.replace(gate, outputs=tuple(outputs), states=tuple(states))

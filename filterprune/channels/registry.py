@@ -8,8 +8,11 @@ of their class.
 """
 
 import functools
+import importlib
 import types
 from collections.abc import Callable
+
+from filterprune.channels.trace import part_named
 
 _LAYER_RULES: dict[type, Callable] = {}
 _OPERATION_RULES: dict[str, Callable] = {}
@@ -107,11 +110,89 @@ def unknown_rule() -> Callable:
     return _UNKNOWN[-1]
 
 
+def composite(cls: type, call: Callable | None = None) -> type:
+    """Declare that layers of a class are made of others, and nothing else.
+
+    `filterprune.wrap_model` and `filterprune.analyze` then take such a layer apart:
+    what it calls takes its place in the model, named after it, as if it had been
+    written with the functional API (see `filterprune.expand`). It must have no
+    weights of its own and call its parts on symbolic tensors as it does on others.
+
+    Args:
+        cls: the layer class. Subclasses are not meant.
+        call: a function that does what the class's `call` does, of the layer and
+            the arguments of a call, where that cannot be called with symbolic
+            tensors. Defaults to `None`: the class's own.
+
+    Returns:
+        The class, so that this can decorate it.
+
+    Raises:
+        TypeError: if `cls` is no class, or `call` cannot be called.
+
+    Example:
+
+    ```python
+    @filterprune.composite
+    class FeedForward(keras.layers.Layer):
+        def build(self, input_shape):
+            self.inner = keras.layers.Dense(64, activation="gelu")
+            self.outer = keras.layers.Dense(input_shape[-1])
+
+        def call(self, inputs):
+            return inputs + self.outer(self.inner(inputs))
+    ```
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"Expected `cls` to be a layer class. Received: cls={cls!r}")
+    if call is not None and not callable(call):
+        raise TypeError(f"Expected `call` to be a function. Received: call={call!r}")
+    _COMPOSITES[cls] = call or _call
+    return cls
+
+
+def composite_call(cls: type) -> Callable | None:
+    """How a layer class calls its parts, if it is declared as a composite."""
+    _load_rules_for(cls)
+    if cls.__module__.split(".", 1)[0] in _COMPOSITE_LIBRARIES:
+        return _COMPOSITES.get(cls, _call)
+    return _COMPOSITES.get(cls)
+
+
+def calls_itself(cls: type) -> bool:
+    """Whether a composite is taken apart by its own `call`."""
+    return _COMPOSITES.get(cls, _call) is _call
+
+
+def composites_of(library: str) -> None:
+    """Declare that all layers of a library that hold others are composites."""
+    _COMPOSITE_LIBRARIES.add(library)
+
+
+def _call(layer, *args, **kwargs):
+    return layer.call(*args, **kwargs)
+
+
+def _load_rules_for(cls: type) -> None:
+    """Load the rules for layers of another library with the first of them."""
+    for base in cls.__mro__:
+        module = _OPTIONAL.pop(base.__module__.split(".", 1)[0], None)
+        if module is not None:
+            importlib.import_module(module)
+
+
+_COMPOSITES: dict[type, Callable] = {}
+_COMPOSITE_LIBRARIES: set[str] = set()
+# Modules with rules for the layers of other libraries, which import those.
+_OPTIONAL = {"keras_hub": "filterprune.hub"}
+
+
 def known_type(cls: type) -> type:
     """The class whose rule a layer class follows: itself, or a parent.
 
     A parent is followed if all that the subclass changes is how it is made.
     """
+    _load_rules_for(cls)
     if cls in _LAYER_RULES or cls in _BARRIERS:
         return cls
     for base in cls.__mro__[1:]:
@@ -178,13 +259,15 @@ def weight_of(layer, name: str):
     """A weight of a layer by the name of its attribute, or None.
 
     A name such as `"#2"` means the weight of that number, `layer.weights[2]`;
-    one such as `"layer.kernel"` a weight of a layer that the layer holds, and
-    `"cells.0.kernel"` of the first in a list of those.
+    one such as `"layer.kernel"` a weight of a layer that the layer holds, by the
+    attribute that holds it or by its own name, and `"cells.0.kernel"` of the first
+    in a list of those.
     """
     if name.startswith("#"):
         return layer.weights[int(name[1:])]
     for part in name.split("."):
-        layer = layer[int(part)] if part.isdigit() else getattr(layer, part, None)
+        found = layer[int(part)] if part.isdigit() else getattr(layer, part, None)
+        layer = part_named(layer, part) if found is None else found
     return layer
 
 

@@ -6,8 +6,8 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`DotNotTrackScope`, `Operation._auto_config`, and `_fn` of metrics made of a
-function.
+`DotNotTrackScope`, `Operation._auto_config`, `get_keras_mask`, and `_fn` of
+metrics made of a function.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend import get_keras_mask
 from keras.src.utils.tracking import DotNotTrackScope
 
 
@@ -171,6 +172,34 @@ def functional_arguments(model) -> dict | None:
 def parts_of(layer) -> list:
     """The layers that a layer is made of, itself not counted."""
     return [part for part in layer._flatten_layers() if part is not layer]
+
+
+def part_named(layer, name: str):
+    """The layer of a name that a layer holds, or None."""
+    if not is_layer(layer):
+        return None
+    return next((part for part in own_parts(layer) if part.name == name), None)
+
+
+def own_parts(layer) -> list:
+    """The layers that a layer holds itself, without those that they hold."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def members_of(layer) -> list[tuple[str, Any]]:
+    """The attributes of a layer that may hold layers, with their names."""
+    own = {**vars(layer), **(vars(layer).get("_modules") or {})}  # on PyTorch
+    return [
+        (name, value)
+        for name, value in own.items()
+        if name not in ("_layers", "_modules")
+        and (is_layer(value) or isinstance(value, (list, tuple, dict)))
+    ]
+
+
+def mask_of(tensor):
+    """The mask that Keras lets a tensor carry along, or None."""
+    return get_keras_mask(tensor)
 
 
 def is_layer(op) -> bool:

@@ -66,9 +66,7 @@ class Valuation:
     def closed(self, call: Call, gate: Gate) -> np.ndarray | None:
         """Which gates of a call are closed, `(channels,)` bool, or None."""
         if not self.hypothetical:
-            if call.mask is None:
-                return None
-            return call.mask.closed()
+            return None if call.mask is None else gate.closed()
         if not self.gated(call):
             if gate.makes:
                 self._note(gate.labels, f"{describe(call.op)} has no gate")
@@ -84,14 +82,15 @@ class Valuation:
         """
         while call.holder is not None:
             call = call.holder
-        gate = call.gate
-        closed = None if gate is None else self.closed(call, gate)
-        if closed is None:
-            return np.full(labels.shape, np.nan)
         roots = self.flow.table.roots()
-        own = roots[gate.labels].ravel()
-        shut = np.setdiff1d(own[closed], own[~closed])
-        return np.where(np.isin(roots[labels], shut), 0.0, np.nan)
+        shut = np.zeros(self.flow.table.count, bool)
+        opened = shut.copy()
+        for gate in call.gates:
+            closed = self.closed(call, gate)
+            if closed is not None:
+                own = roots[gate.labels].ravel()
+                shut[own[closed]] = opened[own[~closed]] = True
+        return np.where((shut & ~opened)[roots[labels]], 0.0, np.nan)
 
     def read(self, call: Call, labels, constants, fold: bool) -> None:
         """A layer reads channels, those that are dead with these constants."""
@@ -124,7 +123,7 @@ class Valuation:
         elif call.mask is None:
             closed = np.zeros_like(dead)
         else:
-            closed = call.mask.closed()
+            closed = call.gates[0].closed()
         for root in np.unique(roots[dead & ~closed]):
             reason = f"{describe(call.op)} takes its statistics over it"
             self.stuck.setdefault(int(root), reason)

@@ -14,6 +14,7 @@ nothing is removed, `...` for any number of those.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,9 +59,11 @@ def mix(
     groups: int = 1,
     repeat: int = 1,
     axis: int | None = None,
+    to: int | None = None,
     fold: bool = False,
     gates: Sequence[str] | None = None,
-    positions: str | None = "out",
+    positions: str | int | None = "out",
+    kind: str = "channels",
     bind: dict[str, str] | None = None,
     **weights: str,
 ) -> Channels:
@@ -78,8 +81,12 @@ def mix(
             padding with zeros), so that it can move into the bias.
         gates: the weights that a closed gate zeroes, the factor first.
             Defaults to all weights with an `out` axis.
+        to: the axis of the new channels, if it is not that of those read.
         positions: `"out"` or `"in"`: at which positions the weights are
-            multiplied, for the cost; `None` if they are not, but looked up.
+            multiplied, for the cost; how many those are; or `None` if the weights
+            are not multiplied, but looked up.
+        kind: what sort of channels it makes: `"channels"` of a convolution, or
+            those of a `"dense"` layer.
         bind: the same as `weights`, as a dict.
         **weights: for each weight the names of its axes.
 
@@ -90,11 +97,12 @@ def mix(
     call = current()
     activation = activation_of(call.op)
     axis = channel_axis(call.op) if axis is None else axis
+    to = axis if to is None else to
     shape = call.outputs[0]
     table = call.flow.table
     read = along(x, axis)
     mixed = np.repeat(read, repeat)
-    made = table.new(shape[axis])
+    made = table.new(shape[to])
     if groups > 1:
         rows = mixed.reshape(groups, -1)
         table.tie(rows[1:], rows[:1])
@@ -103,14 +111,18 @@ def mix(
     known = {"read": read, "in": mixed[: mixed.size // groups], "out": made}
     bind_weights(weights, known)
     note_resizing(resize, known)
-    output = Channels(shape, spread(made, len(shape), axis))
-    for name in weights if positions is not None else ():
-        if len(getattr(weight_of(call.op, name), "shape", ())) > 1:
-            at = output if positions == "out" else x
-            call.products.append((name, count_positions(at, axis)))
+    output = Channels(shape, spread(made, len(shape), to))
+    if isinstance(positions, str):
+        at, of = (output, to) if positions == "out" else (x, axis)
+        positions = count_positions(at, of)
+    for name in weights:
+        wide = len(getattr(weight_of(call.op, name), "shape", ())) > 1
+        if wide and positions is not None:
+            call.products.append((name, positions))
     if gates is None:
         gates = [name for name, spec in weights.items() if makes_channels(spec)]
-    gate_output(output.labels, axis % len(shape), gates, weights, makes=True)
+    about: dict[str, Any] = {"makes": True, "kind": kind, "reads": read}
+    gate_output(output.labels, to % len(shape), gates, weights, **about)
     if not activation.elementwise:
         table.pin(made, coupling(call, activation.name))
 

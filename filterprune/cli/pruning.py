@@ -5,6 +5,7 @@ import os
 
 from filterprune import criteria
 from filterprune.budget import TARGETS
+from filterprune.channels.kinds import KINDS
 from filterprune.cli import data, models
 from filterprune.cli.arguments import (
     add_json,
@@ -153,6 +154,14 @@ def _add_selection(parser) -> None:
         metavar="FRACTION",
         help="of a group that may go at most (default: %(default)s)",
     )
+    choice.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        metavar="KIND",
+        help=f"what sort of channels to prune, some of {', '.join(KINDS)}; "
+        "`filterprune inspect` shows those of a model (default: all)",
+    )
 
 
 def _prune(args) -> int:
@@ -182,6 +191,7 @@ def _prune(args) -> int:
             budget=args.budget,
             rounding=args.rounding,
             max_sparsity=args.max_sparsity,
+            kinds=args.kinds,
         )
     if args.recalibrate:
         with out.working("Recalibrating"), refusing():

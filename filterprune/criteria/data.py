@@ -373,6 +373,8 @@ def _free(reading: evidence.Reading) -> list[int]:
 def _is_map(reading: evidence.Reading) -> bool:
     """Whether a tensor has two axes beside those of samples and of channels."""
     free = _free(reading)
+    if reading.tensor is None:  # inside of a layer, which has no maps
+        return False
     shape = reading.tensor.shape
     return (
         len(shape) == 4

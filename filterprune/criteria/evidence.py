@@ -21,6 +21,7 @@ import numpy as np
 
 from filterprune.channels.flow import Call, Loop
 from filterprune.channels.labels import squeeze_uniform
+from filterprune.channels.trace import is_layer, part_named, parts_of
 from filterprune.criteria import recurrence
 from filterprune.slots import Slots
 
@@ -31,21 +32,29 @@ class Reading:
 
     Attributes:
         call: the call.
-        place: which of the call's arguments it is, all of them in a row.
-        tensor: the symbolic tensor.
+        place: which of the call's arguments it is, all of them in a row; None for
+            what a part of the layer makes.
+        tensor: the symbolic tensor; None inside of a layer.
         slots: the slot of each position, -1 for none; they broadcast to the
             tensor.
         share: what part of its effect counts: of the factors of one product
             each has the effect of all.
         loop: the cell that reads it, of what a layer reads again of its own.
+        part: the part of the layer that reads it, or None for the layer itself.
     """
 
     call: Call
-    place: int
+    place: int | None
     tensor: keras.KerasTensor
     slots: np.ndarray
     share: float = 1.0
     loop: Loop | None = None
+    part: Any = None
+
+    @property
+    def layer(self):
+        """What is to be watched."""
+        return self.call.layer if self.part is None else self.part
 
 
 def readers(slots: Slots) -> list[Reading]:
@@ -64,6 +73,19 @@ def readers(slots: Slots) -> list[Reading]:
             if (seen >= 0).any():
                 state = keras.KerasTensor((None, *seen.shape[1:]))
                 found.append(Reading(call, -1, state, seen, loop=loop))
+        found += _inside(slots, call)
+    return found
+
+
+def _inside(slots: Slots, call: Call) -> list[Reading]:
+    """Where channels inside of a layer are seen: in front of a part, or behind."""
+    found = []
+    for name, behind, labels in [s for gate in call.gates for s in gate.seen]:
+        seen = slots.of(labels)
+        part = part_named(call.op, name)
+        if part is not None and (seen >= 0).any():
+            place = None if behind else 0
+            found.append(Reading(call, place, None, seen, part=part))
     return found
 
 
@@ -88,6 +110,7 @@ def maps(slots: Slots) -> list[Reading]:
             whole = id(flow.tensors[id(tensor)]) not in small
             if whole and (read or out < _positions(tensor, seen)):
                 found.append(Reading(call, place, tensor, seen))
+        found += _inside(slots, call)
         carried = [(t, seen) for _, t, seen in given if np.isin(seen, made).any()]
         if carried and all(
             id(flow.tensors[id(t)]) in small or out < _positions(t, seen)
@@ -111,7 +134,7 @@ def _given(slots: Slots, call: Call) -> list[tuple]:
 
 def _made(slots: Slots, call: Call) -> np.ndarray:
     """The slots that a call passes on."""
-    if call.gate is not None and call.gate.makes:
+    if call.makes:
         return np.zeros(0, int)
     tensors = slots.analysis.flow.tensors
     outputs = [slots.of(tensors[id(t)].labels).ravel() for t in call.node.outputs]
@@ -136,9 +159,12 @@ def tapping(model, readings: list[Reading], tap: Callable) -> Iterator[None]:
     wanted: dict[int, list[Reading]] = {}
     for reading in readings:
         wanted.setdefault(id(reading.call), []).append(reading)
-        layers[id(reading.call.layer)] = reading.call.layer
+        layers[id(reading.layer)] = reading.layer
     for call in readings[0].call.flow.calls if readings else ():
-        turns.setdefault(id(call.layer), []).append(wanted.get(id(call), []))
+        parts = [call.layer, *parts_of(call.op)] if is_layer(call.op) else [call.layer]
+        for layer in parts:
+            here = [r for r in wanted.get(id(call), ()) if r.layer is layer]
+            turns.setdefault(id(layer), []).append(here)
     before = {key: vars(layer).get("call") for key, layer in layers.items()}
     try:
         for key, layer in layers.items():
@@ -156,18 +182,23 @@ def tapping(model, readings: list[Reading], tap: Callable) -> Iterator[None]:
 
 def _tapped(call, turn, tap, *args, **kwargs):
     leaves = keras.tree.flatten((args, kwargs))
-    gates = []
+    gates, behind = [], []
     for reading in next(turn):
-        if reading.loop is None:
-            leaves[reading.place] = tap(reading, leaves[reading.place])
-        else:
+        if reading.loop is not None:
             opened = recurrence.ones_for(reading.loop.labels, leaves[0])
             gates.append((reading.loop, tap(reading, opened)))
+        elif reading.place is None:
+            behind.append(reading)
+        else:
+            leaves[reading.place] = tap(reading, leaves[reading.place])
     args, kwargs = keras.tree.pack_sequence_as((args, kwargs), leaves)
-    if not gates:
-        return call(*args, **kwargs)
-    with recurrence.gated_steps(reading.call.op, gates):
-        return call(*args, **kwargs)
+    if gates:
+        with recurrence.gated_steps(reading.call.op, gates):
+            return call(*args, **kwargs)
+    outputs = call(*args, **kwargs)
+    for reading in behind:
+        outputs = tap(reading, outputs)
+    return outputs
 
 
 def activations(slots: Slots, readings, measure: Callable, batches) -> list:

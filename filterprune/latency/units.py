@@ -124,15 +124,9 @@ def _unit(analysis: Analysis, call: Call, free: np.ndarray, batch_size: int) -> 
 
 
 def _hidden(analysis: Analysis, call: Call, free) -> list[np.ndarray]:
-    """The roots of channels that a layer may keep to itself, as stacked cells do."""
-    parts = () if call.gate is None else call.gate.parts
-    vectors = []
-    for part in dict.fromkeys(parts):
-        chosen = np.array([name == part for name in parts])
-        roots = analysis.roots[call.gate.labels[chosen]]
-        if free[roots].any():
-            vectors.append(roots)
-    return vectors
+    """The roots of channels inside of a layer, such as heads, or stacked cells' own."""
+    inside = [analysis.roots[gate.labels] for gate in call.gates if gate.name]
+    return [roots for roots in inside if free[roots].any()]
 
 
 def _vector(analysis, channels: Channels, free) -> tuple[int, np.ndarray] | None:

@@ -1,5 +1,9 @@
 """Masked layers: a layer and one gate for each of its output channels."""
 
+from filterprune.layers.attention import (
+    MaskedGroupQueryAttention,
+    MaskedMultiHeadAttention,
+)
 from filterprune.layers.base import Masked
 from filterprune.layers.conv import (
     MaskedConv1D,
@@ -13,7 +17,7 @@ from filterprune.layers.conv import (
     MaskedSeparableConv1D,
     MaskedSeparableConv2D,
 )
-from filterprune.layers.dense import MaskedDense
+from filterprune.layers.dense import MaskedDense, MaskedEinsumDense
 from filterprune.layers.embeddings import MaskedEmbedding, MaskedReversibleEmbedding
 from filterprune.layers.following import Gate, MaskedBatchNormalization
 from filterprune.layers.normalising import (
@@ -53,11 +57,14 @@ __all__ = [
     "MaskedDense",
     "MaskedDepthwiseConv1D",
     "MaskedDepthwiseConv2D",
+    "MaskedEinsumDense",
     "MaskedEmbedding",
     "MaskedGRU",
     "MaskedGroupNormalization",
+    "MaskedGroupQueryAttention",
     "MaskedLSTM",
     "MaskedLayerNormalization",
+    "MaskedMultiHeadAttention",
     "MaskedRMSNormalization",
     "MaskedRNN",
     "MaskedReversibleEmbedding",

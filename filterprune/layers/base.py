@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from filterprune.channels.flow import gate_of
+from filterprune.channels.flow import gates_of
 from filterprune.channels.registry import known_type, weight_of
 
 _MASKED: dict[type, type["Masked"]] = {}
@@ -22,6 +22,13 @@ def masks(*types: type):
         return keras.saving.register_keras_serializable("filterprune")(cls)
 
     return register
+
+
+def masks_too(cls: type["Masked"], *types: type) -> None:
+    """Let a masked layer wrap further types, such as subclasses of another library."""
+    cls.wraps += types
+    for wrapped in types:
+        _MASKED[wrapped] = cls
 
 
 def masked_class(layer_type: type) -> type["Masked"] | None:
@@ -95,35 +102,49 @@ class Masked(keras.layers.Wrapper):
         )
         self.axis = axis
         self.gated_axis: Any = None
+        self._gate_names: dict[str, str] = {}
         self.supports_masking = layer.supports_masking
         self.autocast = layer.autocast
         self._passes = [
-            name for name in ("training", "mask") if name in _arguments(layer)
+            name for name in ("training", "mask") if name in arguments_of(layer)
         ]
 
     def build(self, input_shape):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
-        self._plan = gate_of(self.layer, tuple(input_shape), self)
-        self.gated_axis = self._plan.axis
-        self.gate = self.add_weight(
-            name="gate", shape=(self._plan.size,), initializer="ones", trainable=False
-        )
+        self._add_gates(gates_of(self.layer, tuple(input_shape), mask=self))
         self.built = True
 
+    def _add_gates(self, plans) -> None:
+        """One weight of gates for each of the plans, that of the output first."""
+        self._plans = plans
+        self.gated_axis = plans[0].axis
+        for plan in plans:
+            name = f"{plan.name}_gate" if plan.name else "gate"
+            gate = self.add_weight(
+                name=name, shape=(plan.size,), initializer="ones", trainable=False
+            )
+            setattr(self, name, gate)
+            self._gate_names[plan.name] = name
+
+    @property
+    def gates(self) -> dict[str, Any]:
+        """The weights that hold gates: `""` that of the output's channels."""
+        return {name: getattr(self, own) for name, own in self._gate_names.items()}
+
     def __call__(self, *args, **kwargs):
-        first = _arguments(self.layer)[0]  # by whatever name `layer` knows it
+        first = arguments_of(self.layer)[0]  # by whatever name `layer` knows it
         if not args and first in kwargs:
             args = (kwargs.pop(first),)
         return super().__call__(*args, **kwargs)
 
     @property
     def alive(self) -> int:
-        """How many gates are open."""
+        """How many gates of the output's channels are open."""
         return int((~self.closed()).sum())
 
     def closed(self) -> np.ndarray:
-        """Which gates are closed, `(channels,)` bool."""
+        """Which gates of the output's channels are closed, `(channels,)` bool."""
         return keras.ops.convert_to_numpy(self.gate) == 0
 
     def call(self, inputs, training=None, mask=None):
@@ -137,20 +158,19 @@ class Masked(keras.layers.Wrapper):
             if name in self._passes or name not in ("training", "mask")
         }
         outputs = self._call_with_gated_weights(*args, **kwargs)
-        if not self._plan.outputs:
+        places = [(plan, place) for plan in self._plans for place in plan.outputs]
+        if not places:
             return outputs
         flat = keras.tree.flatten(outputs)
-        for place in self._plan.outputs:
-            flat[place.output] = self._close(flat[place.output], place)
+        for plan, place in places:
+            flat[place.output] = self._close(flat[place.output], plan, place)
         return keras.tree.pack_sequence_as(outputs, flat)
 
     def _call_with_gated_weights(self, *args, **kwargs):
-        if not self._plan.weights:
+        names = dict.fromkeys(name for plan in self._plans for name in plan.weights)
+        if not names:
             return self.layer.call(*args, **kwargs)
-        gated = {
-            id(weight_of(self.layer, name)): self._close_weight(name)
-            for name in self._plan.weights
-        }
+        gated = {id(weight_of(self.layer, name)): self._closed(name) for name in names}
         # What the layer changes, such as moving statistics and seeds, is its own.
         variables = [*self.layer.variables, *self._states()]
         values = [(v, gated.get(id(v), v)) for v in variables]
@@ -167,23 +187,27 @@ class Masked(keras.layers.Wrapper):
         """Variables that the layer changes and Keras does not list."""
         return []
 
-    def _close(self, tensor, place):
+    def _close(self, tensor, plan, place):
         """A tensor times the gates of its channels."""
         shape = [1] * len(tensor.shape)
         shape[place.axis] = place.gates.size
-        gate = self._gates(place.gates, tensor.dtype)
+        gate = self._gates(plan, place.gates, tensor.dtype)
         return tensor * keras.ops.reshape(gate, shape)
 
-    def _close_weight(self, name):
+    def _closed(self, name):
         """A weight times the gates of its entries."""
-        weight, numbers = weight_of(self.layer, name), self._plan.weights[name]
-        gate = self._gates(numbers.ravel(), weight.dtype)
-        return weight * keras.ops.reshape(gate, numbers.shape)
+        value = weight_of(self.layer, name)
+        for plan in self._plans:
+            if name in plan.weights:
+                numbers = plan.weights[name]
+                gate = self._gates(plan, numbers.ravel(), value.dtype)
+                value = value * keras.ops.reshape(gate, numbers.shape)
+        return value
 
-    def _gates(self, numbers: np.ndarray, dtype):
+    def _gates(self, plan, numbers: np.ndarray, dtype):
         """The gates of these numbers."""
-        gate = keras.ops.cast(self.gate, dtype)
-        if np.array_equal(numbers, np.arange(self._plan.size)):
+        gate = keras.ops.cast(self.gates[plan.name], dtype)
+        if np.array_equal(numbers, np.arange(plan.size)):
             return gate
         return keras.ops.take(gate, numbers, axis=0)
 
@@ -200,5 +224,5 @@ class Masked(keras.layers.Wrapper):
         return {**super().get_config(), "axis": self.axis}
 
 
-def _arguments(layer) -> tuple[str, ...]:
+def arguments_of(layer) -> tuple[str, ...]:
     return tuple(inspect.signature(layer.call).parameters)

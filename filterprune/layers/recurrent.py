@@ -11,9 +11,9 @@ class MaskedRNN(Masked):
     """An `RNN` layer with one gate for each unit of its cells.
 
     A closed unit is zero in the output and in the states that are returned, and
-    no cell reads it in the next time step. Gates of stacked cells stand in one
-    row, those of the first cell first, and those of a bidirectional layer that
-    reads forward before those that read backward. See
+    no cell reads it in the next time step. Of stacked cells the last one's gates
+    are `gate`, and `gates` has those of the others by the cells' names. One gate of
+    a bidirectional layer stands for a unit of each direction. See
     `filterprune.layers.Masked`.
     """
 
@@ -24,9 +24,10 @@ class MaskedRNN(Masked):
             sequences, initial_state=initial_state, mask=mask, training=training
         )
         states = self._states()
-        for place in self._plan.states if states else ():
-            state = states[place.output]
-            state.assign(self._close(state, place))
+        for plan in self._plans if states else ():
+            for place in plan.states:
+                state = states[place.output]
+                state.assign(self._close(state, plan, place))
         return outputs
 
     def compute_output_spec(  # type: ignore[override]
@@ -66,11 +67,7 @@ class MaskedSimpleRNN(MaskedRNN):
 
 @masks(layers.Bidirectional)
 class MaskedBidirectional(MaskedRNN):
-    """A `Bidirectional` layer with one gate for each unit. See `MaskedRNN`.
-
-    Where the outputs of both directions are added, multiplied or averaged one
-    gate stands for a unit of each.
-    """
+    """A `Bidirectional` layer with one gate for each unit. See `MaskedRNN`."""
 
 
 @masks(layers.ConvLSTM1D)

@@ -26,6 +26,7 @@ def group_parts(analysis: Analysis, dead: np.ndarray, stays) -> tuple[GroupRepor
             tuple(
                 sorted({stays[root] for root in group.roots.tolist() if root in stays})
             ),
+            group.kind,
         )
         for group in analysis.groups
     )
@@ -61,7 +62,7 @@ def node_parts(
                 survivors.shape(made),
                 width,
                 width_after,
-                call.gate is not None and call.gate.makes,
+                call.makes,
                 barrier or reasons.get(call.path),
                 barrier is not None,
             )
@@ -93,7 +94,7 @@ def _widths(call: Call, made: Channels, survivors: Survivors):
     sizes = made.labels.shape
     axis = max(range(len(sizes)), key=lambda i: (sizes[i], i), default=0)
     if call.gate is not None:
-        axis = call.gate.outputs[0].axis if call.gate.outputs else call.gate.axis
+        axis = call.gate.places[0].axis
     if math.prod(sizes) == 1 and call.gate is None:
         return None, None
     return made.shape[axis], survivors.shape(made)[axis]

@@ -98,6 +98,7 @@ def _layers(report, sortable: bool = False) -> str:
 def _groups(report) -> str:
     heads = [
         ("layers", ""),
+        ("kind", ""),
         ("kept", "n"),
         ("removed", "n"),
         ("what stays, and why", ""),
@@ -108,6 +109,7 @@ def _groups(report) -> str:
         why = "; ".join([group.reason or "", *group.stays]).strip("; ")
         rows.append(
             f"<tr>{_names(group.layers)}"
+            + _cell(group.kind, "")
             + _cell(f"{group.alive:,} of {group.size:,}", "n")
             + _cell(f"{gone:.0%}" if gone else "", "n bar", gone)
             + _cell(why, "name")

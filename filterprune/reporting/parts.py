@@ -17,6 +17,8 @@ class GroupReport:
         filters: how many filters the group has over all its layers.
         reason: why nothing in it can be pruned; `None` if it can.
         stays: why closed channels stay nonetheless, each reason once.
+        kind: what sort of channels they are, such as `"heads"`; see
+            `filterprune.prune`.
     """
 
     name: str
@@ -26,6 +28,7 @@ class GroupReport:
     filters: int
     reason: str | None
     stays: tuple[str, ...] = ()
+    kind: str = "channels"
 
     @property
     def prunable(self) -> bool:

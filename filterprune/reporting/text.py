@@ -30,12 +30,17 @@ def tables(report):
         title_justify="left",
     )
     groups.add_column("layers", overflow="fold")
+    groups.add_column("kind")
     groups.add_column("size", justify="right")
     groups.add_column("alive", justify="right")
     groups.add_column("prunable", overflow="fold")
     for group in report.groups:
         groups.add_row(
-            escape(group.name), str(group.size), str(group.alive), escape(words(group))
+            escape(group.name),
+            group.kind,
+            str(group.size),
+            str(group.alive),
+            escape(words(group)),
         )
     yield groups
     if report.barriers:

@@ -156,7 +156,56 @@ def make(name, rank, *args, **kwargs):
     return getattr(layers, f"{name}{rank}D")(*args, **kwargs)
 
 
+def sequence(*functions, width=8):
+    """Dense layers over a sequence, one for each function that follows another."""
+
+    def build():
+        x = keras.Input((5, 7))
+        y = layers.Dense(width, activation="relu")(x)
+        for function in functions:
+            y = function(y)
+        return keras.Model(x, read(y))
+
+    return build
+
+
+def einsum_dense(equation, shape, **kwargs):
+    return lambda x: layers.EinsumDense(equation, shape, **kwargs)(x)
+
+
+def attended(make, **kwargs):
+    return lambda x: make()([x, layers.Dense(8)(x), layers.Dense(8)(x)], **kwargs)
+
+
 CASES = {
+    layers.MultiHeadAttention: [
+        sequence(lambda x: layers.MultiHeadAttention(4, 3, value_dim=5)(x, x)),
+        sequence(
+            lambda x: layers.MultiHeadAttention(
+                3, 4, use_bias=False, use_gate=True, dropout=0.2, output_shape=6
+            )(x, layers.Dense(6)(x), use_causal_mask=True)
+        ),
+    ],
+    layers.GroupQueryAttention: [
+        sequence(lambda x: layers.GroupQueryAttention(4, 6, 3)(x, x)),
+        sequence(lambda x: layers.GroupQueryAttention(4, 4, 1, use_gate=True)(x, x)),
+    ],
+    layers.Attention: [
+        sequence(attended(lambda: layers.Attention(use_scale=True))),
+        sequence(attended(lambda: layers.Attention(score_mode="concat"))),
+    ],
+    layers.AdditiveAttention: [
+        sequence(attended(layers.AdditiveAttention, use_causal_mask=True)),
+    ],
+    layers.EinsumDense: [
+        sequence(einsum_dense("...x,xy->...y", 6, bias_axes="y", activation="gelu")),
+        sequence(einsum_dense("abc,bd->adc", (4, 8), bias_axes="c")),
+        sequence(
+            einsum_dense("abc,cde->abde", (5, 3, 4), bias_axes="e"),  # for all heads
+            einsum_dense("abde,def->abdf", (5, 3, 2), bias_axes="df"),
+            einsum_dense("abdf,dfc->abc", (5, 6), activation="sigmoid"),
+        ),
+    ],
     **{
         cls: [
             through(rank, cls(6, 3)),
@@ -420,6 +469,15 @@ def in_windows(function, size=3):
     return build
 
 
+def by_hand(x, attention, heads=4):
+    """Queries, keys and values of several heads, made by dense layers."""
+    length = x.shape[1]
+    qkv = [
+        layers.Reshape((length, heads, 3))(layers.Dense(heads * 3)(x)) for _ in "qkv"
+    ]
+    return layers.Reshape((length, heads * 3))(attention(*qkv))
+
+
 OPERATIONS = {
     "Add": [
         *on_two(ops.add),
@@ -618,6 +676,14 @@ OPERATIONS = {
         lambda x: ops.einsum("bhwc,cd->bhwd", x, MATRIX),
         lambda x: ops.einsum("bhwc,c->bhwc", x, ARRAY),
     ),
+    "DotProductAttention": [
+        sequence(lambda x: by_hand(x, ops.dot_product_attention)),
+        sequence(
+            lambda x: by_hand(
+                x, lambda *qkv: ops.dot_product_attention(*qkv, is_causal=True), heads=1
+            )
+        ),
+    ],
     "Softmax": on_map(
         lambda x: ops.softmax(x, axis=1), select(ops.softmax), select(ops.softmax, -1)
     ),
@@ -753,7 +819,9 @@ def test_every_registered_operation_has_a_case():
 
 
 REFUSED = {
-    "attention": lambda x: ops.dot_product_attention(x, x, x),
+    "heads share keys": lambda x: ops.dot_product_attention(
+        x, x[:, :, :2], layers.Dense(8)(x)[:, :, :2]
+    ),
     "no gate reaches": lambda x: ops.layer_normalization(x, ARRAY),
     "layers.RMSNormalization": lambda x: ops.rms_normalization(x, ARRAY),
     "Python function": lambda x: ops.map(lambda y: y * 2.0, x),

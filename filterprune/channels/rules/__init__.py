@@ -3,9 +3,12 @@
 # Importing a module registers its rules.
 from filterprune.channels.rules import (
     activation,
+    attention,
     barriers,
+    contraction,
     conv,
     dense,
+    einsum,
     embeddings,
     merging,
     movement,
@@ -22,9 +25,12 @@ from filterprune.channels.rules import (
 
 __all__ = [
     "activation",
+    "attention",
     "barriers",
+    "contraction",
     "conv",
     "dense",
+    "einsum",
     "embeddings",
     "merging",
     "movement",

@@ -20,17 +20,6 @@ known_barrier(
     layers.Pipeline,
 )
 known_barrier(
-    "attention is not supported yet",
-    layers.AdditiveAttention,
-    layers.Attention,
-    layers.GroupQueryAttention,
-    layers.MultiHeadAttention,
-)
-known_barrier(
-    "it is not supported yet",
-    layers.EinsumDense,
-)
-known_barrier(
     "it prepares inputs, whose channels are fixed",
     layers.AugMix,
     layers.AutoContrast,
@@ -70,7 +59,6 @@ for _name in ("LayerNorm", "RMSNorm"):
         f"use `layers.{_name}alization`",
         _name,
     )
-operation_barrier("attention is not supported yet", "DotProductAttention")
 operation_barrier(
     "it runs a Python function that nothing is known of",
     "AssociativeScan",

@@ -20,13 +20,13 @@ def reversible_embedding(layer, x, reverse=False):
     if reverse:
         return _project(layer, x)
     y = _look_up(layer, x, embeddings="_ out", reverse_embeddings="out _")
-    current().gate.takes = ("reverse",)
+    current().takes = ("reverse",)
     return y
 
 
 def _look_up(layer, x, **weights):
     current().flow.table.pin(x.labels, f"numbers entries of `{layer.name}`")
-    return mix(x, resize="output_dim", axis=-1, positions=None, **weights)
+    return mix(x, resize="output_dim", axis=-1, positions=None, kind="width", **weights)
 
 
 def _project(layer, x):

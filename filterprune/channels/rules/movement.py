@@ -100,8 +100,11 @@ def split(op, x):
 @operation("Unstack")
 def unstack(op, x):
     axis = op.axis % x.ndim
-    if axis in varied_axes(x):
+    varied = varied_axes(x)
+    if varied == [axis]:
         return barrier("it takes the channels apart, each into a tensor of its own")
+    if axis in varied:
+        _tie_over(x, axis)
     return take(x, run_on_arrays([x]))
 
 
@@ -163,7 +166,9 @@ def get_item(op, x, key):
     for part, axis in zip(parts, axes):
         if axis not in varied:
             continue
-        if isinstance(part, int):
+        if isinstance(part, int) and len(varied) > 1:  # channels are along another
+            _tie_over(x, axis)
+        elif isinstance(part, int):
             index = np.take(x.labels, part, axis)
             call.flow.table.pin(index, f"picked by its number by `{op.name}`")
         elif isinstance(part, slice) and part.step not in (None, 1):
@@ -182,6 +187,11 @@ def get_item(op, x, key):
 
     call.flow.binding(call).rewrite = rewrite
     return take(x, run_on_arrays([x]))
+
+
+def _tie_over(x, axis):
+    """Tie what differs along an axis, such as that of query, key and value."""
+    current().flow.table.tie(x.labels, np.take(x.labels, [0], axis))
 
 
 _PARTS = (int, slice, type(Ellipsis))

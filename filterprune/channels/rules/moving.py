@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from filterprune.channels.flow import current
-from filterprune.channels.moves import full_shape
+from filterprune.channels.moves import full_shape, run_on_arrays
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import take
 
@@ -28,19 +28,17 @@ def reshape(layer, x):
     target = current().outputs[0]
     if all(size == 1 for size in x.labels.shape):
         return take(x, lambda a: a.reshape((1,) * len(target)))
-    shape = full_shape(x.shape)
-    goal = full_shape(target)
     free = [size == -1 for size in layer.target_shape]
 
     def resized(survivors, output):
         sizes = (survivors.size(output, axis + 1) for axis in range(len(free)))
         return tuple(-1 if f else size for f, size in zip(free, sizes, strict=True))
 
-    return take(
-        x,
-        lambda a: np.broadcast_to(a, shape).reshape(goal),
-        resize={"target_shape": resized},
-    )
+    resize = {"target_shape": resized}
+    if None in x.shape[1:]:  # as many positions as there may be
+        return take(x, run_on_arrays([x]), resize=resize)
+    shape, goal = full_shape(x.shape), full_shape(target)
+    return take(x, lambda a: np.broadcast_to(a, shape).reshape(goal), resize=resize)
 
 
 @rule(layers.Permute)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from filterprune.channels.flow import Gate, current, describe
+from filterprune.channels.flow import Gate, Place, current, describe
 from filterprune.channels.holding import Held, enter
 from filterprune.channels.labels import Channels, squeeze_uniform
 from filterprune.channels.moves import concatenate
@@ -84,16 +84,20 @@ def bidirectional(layer, x, initial_state=None, mask=None):
             ("backward_layer", given[half:]),
         )
     )
-    gates = [held.gate for held in (forth, back) if held.gate is not None]
-    sizes = {gate.size for gate in gates}
-    if len(gates) < 2 or len(sizes) > 1 or _shapes(forth) != _shapes(back):
+    sizes = [[gate.size for gate in held.gates] for held in (forth, back)]
+    if not sizes[0] or sizes[0] != sizes[1] or _shapes(forth) != _shapes(back):
         return barrier("its two directions have different units")
-    # Keras takes the width of the one for that of the other: they go in pairs.
-    call.flow.table.tie(gates[0].labels, gates[1].labels)
+    pairs = list(zip(forth.gates, back.gates, strict=True))
+    for gate, other in pairs:
+        # Keras takes the width of the one for that of the other: they go in pairs.
+        call.flow.table.tie(gate.labels, other.labels)
     config = call.flow.binding(call).config
     config["layer"], config["backward_layer"] = forth.config, back.config
     merged = _merged(layer.merge_mode, forth.channels[0], back.channels[0])
-    call.gate = _both(gates[0], gates[1], layer.merge_mode, merged[0].ndim)
+    heads = _heads(forth.gates[0].outputs[0], layer.merge_mode, merged[0].ndim)
+    given, kept = len(forth.channels) - 1, sum(len(g.states) for g in forth.gates)
+    call.gates[:] = [_both(*pair, heads, given, kept) for pair in pairs]
+    call.takes = ("initial_state",)
     return [*merged, *forth.channels[1:], *back.channels[1:]]
 
 
@@ -137,28 +141,39 @@ _JOINS: dict[str, Callable] = {
 }
 
 
-def _both(gate: Gate, other: Gate, mode, ndim: int) -> Gate:
-    """The gates of the layer that reads forth, for that which reads back as well."""
-    first = gate.outputs[0]
-    heads = [first]
+def _heads(first: Place, mode, ndim: int) -> list[Place]:
+    """Where units are in what both directions give, from where they are in one."""
     if mode is None:
-        heads.append(dataclasses.replace(first, output=1))
-    elif mode == "concat" and first.axis == ndim - 1:
-        gates = np.concatenate([first.gates] * 2)
-        heads = [dataclasses.replace(first, gates=gates)]
-    count = len(gate.outputs) - 1  # of states that are given out
+        return [first, dataclasses.replace(first, output=1)]
+    if mode == "concat" and first.axis == ndim - 1:
+        return [dataclasses.replace(first, gates=np.concatenate([first.gates] * 2))]
+    return [first]
+
+
+def _both(gate: Gate, other: Gate, heads: list[Place], given: int, kept: int) -> Gate:
+    """The gates of the layer that reads forth, for that which reads back as well.
+
+    Args:
+        gate: those gates.
+        other: those of the layer that reads back.
+        heads: where they are in what both give together.
+        given: how many states each gives out.
+        kept: how many states each keeps.
+    """
 
     def moved(places, by):
         return [dataclasses.replace(p, output=p.output + by) for p in places]
 
+    first = len(heads) - 1
+    states = [place for place in gate.outputs if place.output]
     return dataclasses.replace(
         gate,
         weights=gate.weights | other.weights,
         makers=gate.makers | other.makers,
         outputs=(
-            *heads,
-            *moved(gate.outputs[1:], len(heads) - 1),
-            *moved(gate.outputs[1:], len(heads) - 1 + count),
+            *(() if gate.name else heads),
+            *moved(states, first),
+            *moved(states, first + given),
         ),
-        states=(*gate.states, *moved(gate.states, len(gate.states))),
+        states=(*gate.states, *moved(gate.states, kept)),
     )

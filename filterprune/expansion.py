@@ -1,0 +1,215 @@
+"""Composite layers taken apart: what they call takes their place in the model."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from filterprune.channels.registry import calls_itself, composite_call, layer_rule
+from filterprune.channels.trace import (
+    check_model,
+    copy_object,
+    is_graph,
+    is_layer,
+    mask_of,
+    own_parts,
+    parts_of,
+    trace,
+)
+from filterprune.compiling import recompile
+from filterprune.errors import PruningWarning
+from filterprune.inlining import (
+    TOLERANCE,
+    Trial,
+    copy_whole,
+    has_own_weights,
+    is_symbolic,
+)
+from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, remake
+from filterprune.verification import largest_difference
+
+
+def expand(model, layers=()):
+    """Take composite layers apart: put what they call in their place.
+
+    A layer that holds others, such as a transformer block, is a closed box to the
+    analysis. Expanded, the layers in it become layers of the model, named after
+    both: `block/dense` is then `block_dense`. The result computes the same, has the
+    same weights, and can be wrapped as if the layers had been written with the
+    functional API. `filterprune.wrap_model` does so by itself with classes declared
+    by `filterprune.composite` and with the layers of `keras-hub`.
+
+    Args:
+        model: a built functional or sequential Keras model. It is not touched.
+        layers: further layer classes to take apart, an iterable. Defaults to none.
+
+    Returns:
+        A new model, compiled if `model` is; `model` itself if there is nothing to
+        expand. A `Sequential` that holds a composite layer becomes a functional
+        model.
+
+    Raises:
+        TypeError: if `model` is no Keras model or `layers` are no classes.
+        ValueError: if `model` is subclassed or not built, or a layer of `layers`
+            has weights of its own, calls other parts in training, is handed a mask
+            by Keras (give masks as arguments), or cannot be called with symbolic
+            tensors.
+
+    Example:
+
+    ```python
+    model = filterprune.expand(model, [MyTransformerBlock])
+    masked = filterprune.wrap_model(model)
+    ```
+    """
+    check_model(model)
+    asked = [layers] if isinstance(layers, type) else list(layers)
+    if not all(isinstance(cls, type) for cls in asked):
+        raise TypeError(
+            f"Expected `layers` to be layer classes. Received: layers={layers!r}"
+        )
+    return expand_but(model, lambda layer: False, asked)
+
+
+def expand_but(model, kept: Callable, asked: Iterable[type] = ()):
+    """Expand composite layers, but for those for which `kept` is true."""
+    expander = _Expander(kept, tuple(asked))
+    if not expander.has_some(model):
+        return model
+    whole = expander.rebuild(model)
+    if largest_difference(model, whole) > TOLERANCE:  # as the report will say
+        if asked:
+            raise ValueError(
+                f"'{model.name}' computes something else when its composite layers "
+                "are expanded. Please report it; the model is unharmed."
+            )
+        return model
+    if model.compiled:
+        recompile(model, whole)
+    return whole
+
+
+class _Expander(Rebuilder):
+    """Rebuilds a model with what composite layers call in their place.
+
+    Args:
+        kept: which layers to leave alone.
+        asked: layer classes to expand that are not declared.
+    """
+
+    def __init__(self, kept: Callable, asked: tuple):
+        super().__init__(self._make, call=self._call)
+        self._kept = kept
+        self._asked = asked
+        self._given_up: set[int] = set()
+        self._extra: dict[tuple, Any] = {}
+
+    def has_some(self, model) -> bool:
+        """Whether there is a layer to expand."""
+        ops = [node.op for node in trace(model).nodes]
+        return any(
+            self.has_some(op) if is_graph(op) else self._function(op) is not None
+            for op in ops
+        )
+
+    def _rebuild_sequential(self, model):
+        if self.has_some(model):
+            return self._rebuild_functional(trace(model))
+        return super()._rebuild_sequential(model)
+
+    def _function(self, op) -> Callable | None:
+        """How an operation calls its parts, if it is a composite to expand."""
+        if not is_layer(op) or id(op) in self._given_up or self._kept(op):
+            return None
+        if not own_parts(op) or is_graph(op):
+            return None
+        if type(op) in self._asked:
+            return composite_call(type(op)) or _own_call
+        if layer_rule(type(op)) is not None:
+            return None
+        return composite_call(type(op))
+
+    def _make(self, op):
+        if self._function(op) is None:
+            return _copied(op)
+        try:
+            new = copy_whole(op)
+        except Exception as error:
+            self._give_up(op, f"it cannot be copied ({error})")
+            return _copied(op)
+        self._name_parts(new, set())
+        return new
+
+    def _name_parts(self, layer, taken: set[str]) -> None:
+        """Name the parts of a layer after it, so that names are unique."""
+        for part in own_parts(layer):
+            name = first = f"{layer.name}_{part.name}"
+            for number in itertools.count(1):
+                if name not in taken:
+                    break
+                name = f"{first}_{number}"
+            part.name = name
+            taken.add(name)
+            if self._function(part) is not None:
+                self._name_parts(part, taken)
+
+    def _call(self, old, new, args, kwargs):
+        if self._function(old) is None:
+            return new(*args, **kwargs)
+        given = {key: value for key, value in kwargs.items() if key != "training"}
+        flat = keras.tree.flatten((args, given))
+        trial = reason = None
+        if calls_itself(type(old)) and has_own_weights(old):
+            reason = "it has weights of its own"
+        elif any(mask_of(x) is not None for x in flat if is_symbolic(x)):
+            reason = "Keras hands it a mask, which its parts alone do not hand on"
+        else:
+            try:
+                trial = Trial(new, self._function, args, given)
+                reason = trial.why_not(old, self._function, args, given)
+            except Exception as error:
+                reason = f"it cannot be called with symbolic tensors ({error})"
+        if trial is None or reason is not None:
+            self._give_up(old, str(reason))
+            for part, own in zip(parts_of(new), parts_of(old)):
+                part.name = own.name
+            return new(*args, **kwargs)
+        parts = dict(zip(map(id, parts_of(trial.copy)), parts_of(new), strict=True))
+
+        def twin(layer):
+            found = parts.get(id(layer))
+            if found is None:  # a layer that a function made for it
+                key = (id(new), layer.name)
+                found = self._extra.setdefault(key, copy_object(layer))
+            return found
+
+        return trial.play(args, given, twin)
+
+    def _give_up(self, layer, reason: str) -> None:
+        message = (
+            f"The composite layer '{layer.name}' (of type {type(layer).__name__}) "
+            f"cannot be expanded: {reason}."
+        )
+        if type(layer) in self._asked:
+            raise ValueError(f"{message} Write a rule for it, or leave it as it is.")
+        if not type(layer).__module__.startswith("keras_hub."):  # not asked for
+            warnings.warn(f"{message} It is kept.", PruningWarning, stacklevel=6)
+        self._given_up.add(id(layer))
+
+
+def _own_call(layer, *args, **kwargs):
+    return layer.call(*args, **kwargs)
+
+
+def _copied(op):
+    """A copy of an operation with the same weights."""
+    if not is_layer(op):
+        return remake(op)
+    try:
+        new = copy_layer(op)
+        build_alike(op, new)
+    except Exception:
+        return copy_object(op)
+    return new

@@ -1,0 +1,262 @@
+"""Calling a layer's parts in the layer's place, on symbolic tensors."""
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from filterprune.channels.registry import calls_itself
+from filterprune.channels.trace import (
+    copy_object,
+    copy_operation,
+    is_graph,
+    is_layer,
+    mask_of,
+    members_of,
+    own_parts,
+    parts_of,
+    takes_training,
+    trace,
+)
+from filterprune.rebuilding import build_alike
+from filterprune.verification import generate_inputs, relative_difference
+
+
+def inline(layer, function_of: Callable, args, kwargs, training: bool | None = None):
+    """Do what a composite layer does: the parts that it calls join the graph.
+
+    Args:
+        layer: the composite layer.
+        function_of: from a layer to the function that calls its parts, or None if
+            it is none to take apart.
+        args, kwargs: symbolic tensors, and other arguments.
+        training: the mode in which Keras would call it and the composites in it.
+
+    Returns:
+        The outputs, in the structure in which the layer gives them.
+    """
+    if takes_training(layer) and kwargs.get("training") is None:
+        kwargs = {**kwargs, "training": training}
+    with _opened(layer, function_of, training):
+        return function_of(layer)(layer, *_cast(layer, args), **_cast(layer, kwargs))
+
+
+def is_symbolic(value) -> bool:
+    """Whether a value is a symbolic tensor."""
+    return isinstance(value, keras.KerasTensor)
+
+
+class _Inlined:
+    """Stands for a composite part of a layer, and is inlined when it is called."""
+
+    def __init__(self, layer, function_of, training):
+        self.layer = layer
+        self.function_of = function_of
+        self.training = training
+
+    def __call__(self, *args, **kwargs):
+        return inline(self.layer, self.function_of, args, kwargs, self.training)
+
+    def __getattr__(self, name):
+        return getattr(self.layer, name)
+
+
+@contextlib.contextmanager
+def _opened(layer, function_of, training) -> Iterator[None]:
+    """Within it the composite parts of a layer are inlined as well."""
+
+    def switch(value):
+        if is_layer(value):
+            part = function_of(value) is not None
+            return _Inlined(value, function_of, training) if part else value
+        if isinstance(value, (list, tuple)):
+            return [switch(one) for one in value]
+        if isinstance(value, dict):
+            return {key: switch(one) for key, one in value.items()}
+        return value
+
+    before = dict(vars(layer))
+    parts = {id(part) for part in own_parts(layer) if function_of(part) is not None}
+    for name, value in members_of(layer):
+        if parts.intersection(id(one) for one in keras.tree.flatten(value)):
+            vars(layer)[name] = switch(value)
+    added = {name for name in vars(layer) if name not in before}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            vars(layer)[name] = value
+        for name in added:
+            del vars(layer)[name]
+
+
+def _cast(layer, arguments):
+    """Arguments in the dtype that Keras hands to the layer's `call`."""
+
+    def cast(value):
+        wanted = layer.compute_dtype
+        if not is_symbolic(value) or not layer.autocast or "float" not in value.dtype:
+            return value
+        return value if value.dtype == wanted else keras.ops.cast(value, wanted)
+
+    return keras.tree.map_structure(cast, arguments)
+
+
+class Trial:
+    """A functional model of one call of a copy of a composite layer.
+
+    Args:
+        layer: the layer.
+        function_of: see `inline`.
+        args, kwargs: the call's arguments, symbolic tensors among them.
+        training: see `inline`.
+
+    Raises:
+        Exception: whatever the layer raises for symbolic tensors.
+    """
+
+    def __init__(self, layer, function_of, args, kwargs, training=None):
+        self.layer = layer
+        self.copy = copy_whole(layer)
+        self.inputs, own, named = _inputs_like(args, kwargs)
+        self.outputs = inline(self.copy, function_of, own, named, training)
+        made = [y for y in keras.tree.flatten(self.outputs) if is_symbolic(y)]
+        self.model = keras.Model(self.inputs, made)
+        self.nodes = trace(self.model).nodes
+        self._told: set[int] = set()
+
+    def play(self, args, kwargs, twin: Callable):
+        """Do the same with other tensors, which may know more of their sizes.
+
+        Args:
+            args, kwargs: the arguments.
+            twin: from a layer that the copy calls to the one to call instead.
+
+        Returns:
+            The outputs, in the structure in which the layer gives them.
+        """
+        given = [x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x)]
+        known = dict(zip(map(id, self.inputs), given, strict=True))
+        for number, node in enumerate(self.nodes):
+            own, named = node.fill(known)
+            if number in self._told or _is_default(node.op, named):
+                named.pop("training", None)
+            op = twin(node.op) if is_layer(node.op) else _resized(node.op, own)
+            outputs = keras.tree.flatten(op(*own, **named))
+            for old, new in zip(node.outputs, outputs, strict=True):
+                known[id(old)] = new
+        return keras.tree.map_structure(
+            lambda y: known[id(y)] if is_symbolic(y) else y, self.outputs
+        )
+
+    def why_not(self, layer, function_of, args, kwargs) -> str | None:
+        """Why this does not stand for the layer that was copied, or None."""
+        if calls_itself(type(layer)) and self._leaves_out():
+            return "it has weights that it does not call a part with"
+        if any(mask_of(y) is not None for y in self.model.outputs):
+            return "it makes a mask that its parts alone do not hand on"
+        trained = Trial(self.layer, function_of, args, kwargs, training=True)
+        if trained._sequence() != self._sequence():
+            return "it calls other parts in training"
+        for number, pair in enumerate(zip(self.nodes, trained.nodes, strict=True)):
+            modes = [node.kwargs.get("training") for node in pair]
+            if modes[0] != modes[1]:  # what the layer was told is told its parts
+                self._told.add(number)
+        return self._difference(layer, args, kwargs)
+
+    def _sequence(self) -> list:
+        """What is called, in order."""
+        numbers = {id(part): n for n, part in enumerate(parts_of(self.copy))}
+        return [(type(node.op), numbers.get(id(node.op))) for node in self.nodes]
+
+    def _leaves_out(self) -> bool:
+        """Whether a weight of the layer is no variable of the model."""
+        known = {id(variable) for variable in self.model.variables}
+        return not known.issuperset(id(weight) for weight in self.copy.weights)
+
+    def _difference(self, layer, args, kwargs) -> str | None:
+        """Whether the model computes something else than the layer."""
+        inputs, own, named = _inputs_like(args, kwargs)
+        outputs = keras.tree.flatten(self.play(own, named, twin=lambda op: op))
+        model = keras.Model(inputs, [y for y in outputs if is_symbolic(y)])
+        given = keras.tree.flatten(generate_inputs(model, size=_SIZE))
+        found = keras.tree.flatten(model(given))
+        values = iter(given)
+        args, kwargs = keras.tree.map_structure(
+            lambda x: next(values) if is_symbolic(x) else x, (args, kwargs)
+        )
+        wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
+        worst = max(map(relative_difference, wanted, found), default=0.0)
+        if worst < TOLERANCE:
+            return None
+        return f"its parts alone compute something else (by {worst:.2g})"
+
+
+def _inputs_like(args, kwargs) -> tuple:
+    """Inputs like the symbolic tensors among arguments, and those in their place."""
+    inputs: list[Any] = []
+
+    def fresh(value):
+        if not is_symbolic(value):
+            return value
+        inputs.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
+        return inputs[-1]
+
+    args, kwargs = keras.tree.map_structure(fresh, (args, kwargs))
+    return inputs, args, kwargs
+
+
+def copy_whole(layer):
+    """A copy of a composite layer with the same weights.
+
+    A model in it has a graph of its own, which only its config tells.
+    """
+    if not any(is_graph(part) for part in parts_of(layer)):
+        return copy_object(layer)
+    new = type(layer).from_config(layer.get_config())
+    build_alike(layer, new)
+    return new
+
+
+def _is_default(op, kwargs) -> bool:
+    """Whether a layer was called in training mode only because it always is.
+
+    Said anew, Keras would take it for the mode of the layers that follow.
+    """
+    if not takes_training(op) or kwargs.get("training") is not True:
+        return False
+    return inspect.signature(op.call).parameters["training"].default is True
+
+
+def has_own_weights(layer) -> bool:
+    """Whether a layer has weights that no part of it has."""
+    parts = {id(weight) for part in parts_of(layer) for weight in part.weights}
+    return any(id(weight) not in parts for weight in layer.weights)
+
+
+def _resized(op, args):
+    """A copy of a bare operation; a reshape finds out one size itself.
+
+    A layer asks a tensor for its sizes; a symbolic one does not know all of them.
+    """
+    given = getattr(op, "newshape", None)
+    if isinstance(given, (list, tuple)) and None in given:
+        return copy_operation(op, newshape=_with_one_open([*given], args[0].shape))
+    return copy_operation(op)
+
+
+def _with_one_open(sizes: list, shape) -> tuple:
+    """The sizes of a reshape of a tensor, of which one is to be found out."""
+    rest = [place for place, size in enumerate(sizes) if place and size in (None, -1)]
+    whole = sizes[0] is shape[0] is None and None not in shape[1:]
+    if whole and len(rest) == 1:
+        known = math.prod(size for size in sizes[1:] if size not in (None, -1))
+        sizes[rest[0]] = math.prod(shape[1:]) // max(known, 1)
+    return tuple(-1 if size is None else size for size in sizes)
+
+
+_SIZE = 4
+TOLERANCE = 1e-2  # of half precision too

@@ -1,0 +1,136 @@
+"""What issue 8 asks for: transformers and recurrent models, exact and trained."""
+
+import functools
+import importlib.util
+import pathlib
+import sys
+
+import builders
+import keras
+import numpy as np
+import pytest
+from exactness import LIMITS, assert_close, close_at_random, randomise, to_numpy
+from keras import layers
+from transformer_models import MODELS, inputs_for
+
+import filterprune
+from filterprune.verification import relative_difference
+
+
+def outputs_of(model, data):
+    return [to_numpy(y) for y in keras.tree.flatten(model(data))]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_masked_and_compact_agree(name, dtype):
+    keras.config.set_floatx(dtype)
+    build, kinds = MODELS[name]
+    model = randomise(build())
+    masked = filterprune.wrap_model(model)
+    report = filterprune.analyze(masked)
+    assert report.barriers == ()
+    assert kinds <= {group.kind for group in report.prunable}
+    data = inputs_for(model)
+    for y, z in zip(outputs_of(model, data), outputs_of(masked, data), strict=True):
+        assert relative_difference(y, z) < LIMITS[dtype]
+    close_at_random(masked)
+    small = filterprune.compact(masked)
+    assert small.count_params() < 0.7 * model.count_params()
+    for y, z in zip(outputs_of(masked, data), outputs_of(small, data), strict=True):
+        assert relative_difference(y, z) < LIMITS[dtype]
+        assert np.abs(y).max() > 1e-3
+
+
+@functools.cache
+def benchmark():
+    """The models and the data of `benchmarks/transformers.py`."""
+    path = pathlib.Path(__file__).parents[1] / "benchmarks" / "transformers.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_transformers", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def accuracy(model, x, y):
+    return float((to_numpy(model(x)).argmax(axis=-1) == y).mean())
+
+
+def trained(model, x, y, epochs, *callbacks):
+    model.compile(
+        keras.optimizers.Adam(2e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **builders.WITHOUT_XLA,
+    )
+    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0, callbacks=callbacks)
+    return model
+
+
+def halving(frequency):
+    """Half of the heads and half of the feed-forward width, while it learns."""
+    return filterprune.FilterPruningCallback(
+        filterprune.PolynomialDecay(final_sparsity=0.5),
+        frequency=frequency,
+        scope="layer",
+        kinds={"heads", "ffn"},
+    )
+
+
+def sizes_of(model):
+    attentions = [x for x in model.layers if isinstance(x, layers.MultiHeadAttention)]
+    inner = [x for x in model.layers if getattr(x, "activation", None) is ACTIVATION]
+    return [x.num_heads for x in attentions], [x.units for x in inner]
+
+
+ACTIVATION = keras.activations.gelu
+
+
+def test_a_vision_transformer_loses_half_while_it_learns(tmp_path):
+    x, y, x_test, y_test = benchmark().patches()
+    dense = benchmark().vision_transformer(width=32, ffn=64, blocks=2)
+    masked = trained(filterprune.wrap_model(dense), x, y, 15, halving(20))
+    small = filterprune.compact(masked)
+    assert sizes_of(small) == ([2, 2], [32, 32])
+    assert accuracy(masked, x_test, y_test) > 0.85
+    data = x_test[:64]
+    assert relative_difference(*map(to_numpy, (masked(data), small(data)))) < 1e-4
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert accuracy(loaded, x_test, y_test) == accuracy(small, x_test, y_test)
+    steps = int(to_numpy(small.optimizer.iterations))
+    small.fit(x[:128], y[:128], batch_size=64, verbose=0)
+    assert int(to_numpy(small.optimizer.iterations)) == steps + 2
+
+
+def test_half_of_a_vision_transformer_is_chosen_better_than_at_random():
+    """At once, and without any training behind it."""
+    x, y, x_test, y_test = benchmark().patches()
+    dense = benchmark().vision_transformer(width=32, ffn=64, blocks=2)
+    trained(dense, x, y, 20)
+
+    def after(criterion):
+        masked = filterprune.wrap_model(dense)
+        filterprune.prune(masked, 0.5, criterion, scope="layer", kinds={"heads", "ffn"})
+        return accuracy(filterprune.compact(masked, verify=False), x_test, y_test)
+
+    random = [after(filterprune.criteria.Random(seed)) for seed in range(6)]
+    assert after("group") > np.mean(random) + 0.05
+
+
+def test_a_language_model_loses_half_while_it_reads():
+    """Characters of Python's own reference; the embedding scores them as well."""
+    x, y, x_test, y_test = benchmark().text()
+    dense = benchmark().language_model(width=48, heads=4, ffn=96, blocks=1)
+    masked = trained(filterprune.wrap_model(dense), x[:6400], y[:6400], 4, halving(40))
+    small = filterprune.compact(masked)
+    assert sizes_of(small) == ([2], [48])
+    usual = np.mean(y_test == np.bincount(y_test.ravel()).argmax())
+    found = accuracy(small, x_test[:200], y_test[:200])
+    assert found > usual + 0.1
+    data = x_test[:32]
+    assert relative_difference(*map(to_numpy, (masked(data), small(data)))) < 1e-4
+    moved = np.array(data)
+    moved[:, 20:] = moved[:, 19:-1]
+    before, later = to_numpy(small(data)), to_numpy(small(moved))
+    assert_close(before[:, :20], later[:, :20], 1e-4, 1e-4)
