@@ -1,4 +1,4 @@
-"""Structured pruning for Keras: convnets that are really smaller and faster."""
+"""Structured pruning for Keras: nets that are really smaller and faster."""
 
 from filterprune import channels, criteria, layers, plots, schedules
 from filterprune.callbacks import FilterPruningCallback

@@ -60,8 +60,20 @@ def expand(model, layers=()):
     Example:
 
     ```python
-    model = filterprune.expand(model, [MyTransformerBlock])
-    masked = filterprune.wrap_model(model)
+    class FeedForward(keras.layers.Layer):
+        def build(self, input_shape):
+            self.inner = keras.layers.Dense(64, activation="gelu", name="inner")
+            self.outer = keras.layers.Dense(input_shape[-1], name="outer")
+            self.inner.build(input_shape)
+            self.outer.build((*input_shape[:-1], 64))
+
+        def call(self, inputs):
+            return inputs + self.outer(self.inner(inputs))
+
+    x = keras.Input((16, 8))
+    y = FeedForward(name="block")(keras.layers.Dense(32)(x))
+    blocks = keras.Model(x, keras.layers.Dense(2)(y))
+    masked = filterprune.wrap_model(filterprune.expand(blocks, [FeedForward]))
     ```
     """
     check_model(model)

@@ -355,7 +355,7 @@ def prune(
     masked = filterprune.wrap_model(model)
     filterprune.prune(masked, sparsity=0.5)
     filterprune.prune(masked, sparsity=0.6, target="macs", round_to=2)
-    filterprune.prune(transformer, 0.5, scope="layer", kinds={"heads", "ffn"})
+    filterprune.prune(masked, sparsity=0.8, scope="layer", kinds={"channels"})
     small = filterprune.compact(masked)
     ```
     """

@@ -239,7 +239,39 @@ def whisper():
     )
 
 
+def vit_tiny():
+    """ViT-Tiny: 12 blocks of 3 heads of 64 dimensions."""
+    return hub.ViTBackbone(
+        image_shape=IMAGE,
+        patch_size=16,
+        num_layers=12,
+        num_heads=3,
+        hidden_dim=192,
+        mlp_dim=768,
+    )
+
+
+def t5():
+    text = {key: value for key, value in TEXT.items() if "sequence" not in key}
+    return hub.T5Backbone(**text)
+
+
+def swin():
+    return hub.SwinTransformerBackbone(
+        image_shape=IMAGE,
+        patch_size=4,
+        embed_dim=16,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=4,
+    )
+
+
+# Transformers whose blocks cannot be called with symbolic tensors.
+CLOSED_BOXES = {"T5": t5, "Swin": swin}
+
 TRANSFORMERS = {
+    "ViT-Tiny": vit_tiny,
     "ViT": vit,
     "ViT classifier": lambda: classifier(hub.ViTImageClassifier, vit),
     "DeiT": deit,

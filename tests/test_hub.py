@@ -22,7 +22,7 @@ from exactness import (
 import filterprune
 
 pytest.importorskip("keras_hub", reason="keras-hub is not installed")
-from hub_models import COMPOSITE, KEPT, TRANSFORMERS, WHOLE
+from hub_models import CLOSED_BOXES, COMPOSITE, KEPT, TRANSFORMERS, WHOLE
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -71,6 +71,15 @@ def test_heads_and_feed_forward_widths_are_pruned_exactly(name, dtype):
     small = filterprune.compact(masked)
     assert difference(masked, small, size=size) < LIMITS[dtype]
     assert small.count_params() < 0.9 * model.count_params()
+
+
+@pytest.mark.parametrize("name", CLOSED_BOXES)
+def test_blocks_that_cannot_be_opened_are_named_and_stay_as_they_are(name):
+    model = randomise(CLOSED_BOXES[name]())
+    report = filterprune.analyze(model)
+    assert any("composite layer" in barrier for barrier in report.barriers)
+    masked = filterprune.wrap_model(model)
+    assert difference(model, masked, size=12 if name == "T5" else 64) < 1e-5
 
 
 def test_what_is_left_of_a_decoder_is_causal_and_keeps_to_the_padding():

@@ -38,9 +38,10 @@ def node_parts(
     """A `NodeReport` for each input and each call, in graph order."""
     flow = analysis.flow
     graph = flow.graphs[id(flow.model)]
+    owners = {gate.path: gate.call.path for gate in analysis.makers}
     reasons: dict[str, str | None] = {}
     for group in groups:  # of a layer in several groups: only if all are fixed
-        for path in group.layers:
+        for path in (owners[path] for path in group.layers):
             if reasons.setdefault(path, group.reason) is not None:
                 reasons[path] = group.reason
     count = len(graph.inputs)

@@ -30,7 +30,7 @@ def to_rows(report) -> list[dict[str, Any]]:
 
 
 def _row(report, layer) -> dict[str, Any]:
-    groups = [group for group in report.groups if layer.name in group.layers]
+    groups = [group for group in report.groups if _is_of(group, layer.name)]
     fixed = [group.reason for group in groups if not group.prunable]
     stays = [reason for group in groups for reason in group.stays]
     row = {
@@ -46,6 +46,11 @@ def _row(report, layer) -> dict[str, Any]:
     for figure in FIGURES:
         row |= _figures(figure, layer.before, layer.after)
     return row
+
+
+def _is_of(group, name: str) -> bool:
+    """Whether a layer makes channels of a group, such as its heads."""
+    return any(path == name or path.startswith(f"{name}/") for path in group.layers)
 
 
 def _figures(name: str, before: Cost, after: Cost) -> dict[str, int]:
