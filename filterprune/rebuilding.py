@@ -16,6 +16,7 @@ from filterprune.channels.trace import (
     Graph,
     copy_object,
     copy_operation,
+    forgotten_config,
     functional_arguments,
     is_graph,
     is_layer,
@@ -41,7 +42,7 @@ def copy_layer(layer, /, **config):
     """
     alike = not config or config == {"name": layer.name}
     try:
-        given = _config(layer)
+        given = {**_config(layer), **forgotten_config(layer)}
         new = type(layer).from_config({**given, **_own_objects(layer, given), **config})
     except Exception:
         if not alike:

@@ -162,3 +162,25 @@ def test_an_attention_of_which_only_heads_can_go_is_prunable():
     (row,) = report.rows()
     (node,) = (node for node in report.nodes if node.name == "attention")
     assert row["prunable"] and node.reason is None
+
+
+def test_a_vision_transformer_shrinks_while_it_trains():
+    x, y, x_test, y_test = benchmark().patches()
+    dense = benchmark().vision_transformer(width=32, ffn=64, blocks=2)
+    masked = trained(filterprune.wrap_model(dense), x, y, 0)
+    small, history = filterprune.fit_shrinking(
+        masked, x, y, batch_size=64, epochs=8, verbose=0, callbacks=[halving(10)]
+    )
+    assert sizes_of(small) == ([2, 2], [32, 32])
+    assert history.history["sparsity"][-1] == pytest.approx(0.5)
+    assert accuracy(small, x_test, y_test) > 0.6
+
+
+def test_how_much_each_kind_matters_is_measured():
+    x, y, x_test, y_test = benchmark().patches()
+    dense = trained(benchmark().vision_transformer(ffn=64, blocks=1), x, y, 4)
+    before = [to_numpy(weight).copy() for weight in dense.weights]
+    found = filterprune.sensitivity(dense, (x_test, y_test), sparsities=(0.5,))
+    assert any("/heads" in name for name in found.groups)
+    for old, weight in zip(before, dense.weights, strict=True):
+        assert_close(weight, old, 0, 0)

@@ -6,8 +6,8 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`DotNotTrackScope`, `Operation._auto_config`, `get_keras_mask`, and `_fn` of
-metrics made of a function.
+`DotNotTrackScope`, `Operation._auto_config`, `get_keras_mask`, `_fn` of
+metrics made of a function, and `_flash_attention` of attention layers.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -195,6 +195,12 @@ def members_of(layer) -> list[tuple[str, Any]]:
         if name not in ("_layers", "_modules")
         and (is_layer(value) or isinstance(value, (list, tuple, dict)))
     ]
+
+
+def forgotten_config(layer) -> dict[str, Any]:
+    """Arguments of a layer that Keras' own config of it leaves out."""
+    flash = getattr(layer, "_flash_attention", None)
+    return {} if flash is None else {"flash_attention": flash}
 
 
 def mask_of(tensor):

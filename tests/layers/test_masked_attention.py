@@ -8,6 +8,7 @@ from exactness import assert_close, randomise, to_numpy
 from keras import layers
 
 import filterprune
+from filterprune.rebuilding import copy_layer
 
 CASES = {
     "multi-head": lambda **kw: layers.MultiHeadAttention(3, 4, **kw),
@@ -129,13 +130,11 @@ def test_dtype_policies(name, policy):
     assert_close(*near, limit, limit)
 
 
-def test_flash_attention_is_asked_for_as_before():
-    for flash in (None, False):
-        layer = layers.MultiHeadAttention(2, 4, flash_attention=flash)
-        x = inputs = keras.Input((6, 5))
-        x = layers.Dense(8)(x)
-        model = keras.Model(inputs, layers.Dense(2)(layer(x, x)))
-        masked = filterprune.wrap_model(model)
-        filterprune.prune(masked, 0.5)
-        small = filterprune.compact(masked)
-        assert small.get_layer(layer.name)._flash_attention is flash
+@pytest.mark.parametrize("name", CASES)
+def test_flash_attention_that_is_asked_for_stays(name):
+    """It is called on some accelerators only, and Keras leaves it out of configs."""
+    layer = CASES[name](flash_attention=True)
+    assert filterprune.wrap(layer).layer._flash_attention is True
+    smaller = copy_layer(layer, name="smaller")
+    assert smaller._flash_attention is True
+    assert not copy_layer(CASES[name]())._flash_attention
