@@ -10,6 +10,7 @@ from filterprune.errors import PruningWarning
 from filterprune.limits import Limits
 from filterprune.origin import Origin
 from filterprune.schedules import (
+    END_FRACTION,
     Schedule,
     Timetable,
     is_integer,
@@ -87,7 +88,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
         scope="global",
         min_filters=1,
         round_to=None,
-        end_fraction=0.15,
+        end_fraction=END_FRACTION,
         target="filters",
         budget=None,
         rounding="nearest",

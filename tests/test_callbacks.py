@@ -102,8 +102,8 @@ def test_it_trains_while_it_prunes():
     masked = digits_net("sequential")
     masked.optimizer.learning_rate = 0.01
     schedule = PolynomialDecay(final_sparsity=0.5, end_step=40)
-    history, _ = fit(masked, schedule, epochs=10, frequency=5)
-    assert history.history["accuracy"][-1] > 0.5 > history.history["accuracy"][0]
+    history, _ = fit(masked, schedule, epochs=15, frequency=5)
+    assert history.history["accuracy"][-1] > 0.6 > history.history["accuracy"][0]
     small = filterprune.compact(masked)
     assert small.count_params() < masked.count_params()
     expected = masked.evaluate(X, Y, verbose=0)
