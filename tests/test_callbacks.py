@@ -87,6 +87,20 @@ def test_sparsity_follows_the_schedule_at_every_step(frequency):
         assert abs(found - expected) <= 0.5 / FILTERS + 1e-9, step
 
 
+@pytest.mark.parametrize("steps", [30, 500])
+def test_by_default_gates_close_in_about_fifty_small_steps(steps):
+    asked = set()
+
+    class Watched(PolynomialDecay):
+        def __call__(self, step):
+            asked.add(step)
+            return super().__call__(step)
+
+    fit(digits_net(), Watched(end_step=steps), epochs=-(-steps // 8))
+    assert min(asked) == 0 and max(asked) == steps
+    assert len(asked) == min(steps, 50) + 1
+
+
 def test_sparsity_is_in_the_history_and_rises():
     schedule = PolynomialDecay(final_sparsity=0.5, end_step=20, power=1)
     history, seen = fit(digits_net(), schedule, epochs=3, frequency=2)
