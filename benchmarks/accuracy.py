@@ -27,57 +27,13 @@ import keras
 import numpy as np
 from measuring import standard_error
 from accuracy_data import BATCH, EPOCHS, RATE, RATIOS, load_digits, load_fashion
-from keras import layers
+from accuracy_nets import NETS
 
 import filterprune
 
 RESULTS = measuring.RESULTS / "accuracy.json"
 
 
-def resnet(width=16):
-    """Three stages of a residual block each, 16-32-64 by default."""
-
-    def conv(x, filters, size, strides=1, name=None):
-        x = layers.Conv2D(
-            filters, size, strides, padding="same", use_bias=False, name=name
-        )(x)
-        return layers.BatchNormalization(momentum=0.9)(x)
-
-    inputs = keras.Input((28, 28, 1))
-    x = layers.ReLU()(conv(inputs, round(width), 3))
-    for stage in range(3):
-        filters, strides = round(width * 2**stage), 1 if stage == 0 else 2
-        y = layers.ReLU()(conv(x, filters, 3, strides))
-        y = conv(y, filters, 3)
-        short = x if stage == 0 else conv(x, filters, 1, strides)
-        x = layers.ReLU()(layers.Add()([y, short]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="resnet")
-
-
-def mobilenet(width=16):
-    """Inverted residuals as in MobileNetV2, 16-24-32 by default."""
-
-    def norm(x):
-        return layers.BatchNormalization(momentum=0.9)(x)
-
-    inputs = keras.Input((28, 28, 1))
-    x = layers.Conv2D(round(width), 3, 2, padding="same", use_bias=False)(inputs)
-    x = layers.ReLU(6)(norm(x))
-    for filters, strides in ((16, 1), (24, 2), (24, 1), (32, 2), (32, 1)):
-        filters = round(filters * width / 16)
-        y = layers.Conv2D(4 * x.shape[-1], 1, use_bias=False)(x)
-        y = layers.ReLU(6)(norm(y))
-        y = layers.DepthwiseConv2D(3, strides, padding="same", use_bias=False)(y)
-        y = layers.ReLU(6)(norm(y))
-        y = norm(layers.Conv2D(filters, 1, use_bias=False)(y))
-        x = layers.Add()([x, y]) if x.shape == y.shape else y
-    x = layers.Conv2D(round(8 * width), 1, use_bias=False)(x)
-    x = layers.GlobalAveragePooling2D()(layers.ReLU(6)(norm(x)))
-    return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="mobilenet")
-
-
-NETS = {"resnet": resnet, "mobilenet": mobilenet}
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -362,7 +318,10 @@ def plot(results, path) -> None:
         print("no plot: `pip install matplotlib`")
         return
     nets = sorted({key.split("|")[0] for key in results})
-    figure, axes = pyplot.subplots(1, len(nets), figsize=(6 * len(nets), 4.5))
+    seen = {key.split("|")[1] for key in results}
+    shown = [method for method in (*METHODS, *PEER) if method in seen]
+    colours = {method: f"C{place % 10}" for place, method in enumerate(shown)}
+    figure, axes = pyplot.subplots(1, len(nets), figsize=(6 * len(nets), 5.5))
     for net, panel in zip(nets, np.atleast_1d(axes)):
         dense = [v for k, v in results.items() if k.startswith(f"{net}|dense|")]
         full = np.mean([cell["macs"] for cell in dense])
@@ -374,21 +333,34 @@ def plot(results, path) -> None:
             name, method, ratio, _ = key.split("|")
             if name == net and method != "dense":
                 lines.setdefault(method, {}).setdefault(int(ratio), []).append(cell)
-        for method, points in lines.items():
+        for method in filter(lines.get, shown):
+            points = lines[method]
             found = [points[ratio] for ratio in sorted(points)]
             share = [np.mean([c["macs"] for c in cells]) / full for cells in found]
             rates = [[100 * c["accuracy"] for c in cells] for cells in found]
             errors = [standard_error(values) for values in rates]
             means = [np.mean(values) for values in rates]
-            panel.errorbar(share, means, errors, marker="o", capsize=2, label=method)
+            style = {"marker": "o" if shown.index(method) < 10 else "s", "capsize": 2}
+            style |= {"color": colours[method], "lw": 3 if method == "default" else 1}
+            panel.errorbar(share, means, errors, label=method, **style)
         panel.set(
             title=net, xlabel="MACs left", ylabel="test accuracy, %", xscale="log"
         )
         panel.set_xticks([1 / ratio for ratio in RATIOS])
         panel.set_xticklabels([f"1/{ratio}" for ratio in RATIOS])
         panel.minorticks_off()
-    np.atleast_1d(axes)[-1].legend(fontsize=8)
-    figure.tight_layout()
+    handles: dict = {}
+    for panel in np.atleast_1d(axes):
+        found = panel.get_legend_handles_labels()
+        handles |= dict(zip(found[1], found[0], strict=True))
+    figure.legend(
+        [handles[m] for m in shown if m in handles],
+        [m for m in shown if m in handles],
+        loc="lower center",
+        ncols=4,
+        fontsize=8,
+    )
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
     figure.savefig(path, dpi=110)
 
 
