@@ -1,6 +1,7 @@
 """Accuracy at 2x, 4x and 8x fewer MACs: criteria and recipes on equal terms.
 
-    python benchmarks/accuracy.py [--seeds 3] [--nets resnet mobilenet] [--quick]
+    python benchmarks/accuracy.py [--seeds 3] [--nets resnet mobilenet] [--ratios 2 4 8]
+    python benchmarks/accuracy.py --quick
 
 Real images: Fashion-MNIST (Debian's package `dataset-fashion-mnist`), 20,000 to
 train on and all 10,000 test images; `--full` trains on all 60,000. `--quick` takes
@@ -300,6 +301,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--peer", metavar="PYTHON", help="see `benchmarks/peers.sh`")
     parser.add_argument("--full", action="store_true", help="all 60,000 images")
@@ -309,7 +311,7 @@ def main() -> int:
         args.seeds, args.nets, args.methods, ratios = 2, ["resnet"], QUICK, (8,)
         data, results_path = load_digits(), None
     else:
-        data, ratios = load_fashion(60_000 if args.full else 20_000), RATIOS
+        data, ratios = load_fashion(60_000 if args.full else 20_000), args.ratios
         results_path = RESULTS.with_stem("accuracy-full") if args.full else RESULTS
     results = {}
     if results_path is not None and results_path.exists():

@@ -7,34 +7,16 @@ of interleaved runs.
 """
 
 import argparse
-import json
-import os
-import pathlib
-import platform
-import sys
-import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import measuring
 import keras
 import numpy as np
-import tensorflow
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from filterprune.channels.groups import study
 
-import filterprune  # noqa: E402
-from filterprune.channels.groups import study  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "analysis.json"
+RESULTS = measuring.RESULTS / "analysis.json"
 NETS = ("ResNet50", "DenseNet201", "EfficientNetV2L", "NASNetLarge")
 BARS = {"ratio": 0.15, "growth": 1.5}
-
-
-def seconds(function) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 def analyse(model) -> None:
@@ -46,15 +28,9 @@ def measure(name: str, repeats: int) -> dict:
     keras.utils.clear_session()
     constructor = getattr(keras.applications, name)
     model = constructor(weights=None, include_top=False, input_shape=(64, 64, 3))
-    analyse(model)  # compiles and caches what it runs
-    pairs = [
-        (
-            seconds(lambda: analyse(model)),
-            seconds(lambda: keras.models.clone_model(model)),
-        )
-        for _ in range(repeats)
-    ]
-    analysis, clone = np.median(pairs, axis=0)
+    pair = (lambda: analyse(model), lambda: keras.models.clone_model(model))
+    times = measuring.interleaved(pair, least=repeats, warm=1)
+    analysis, clone = np.median(times, axis=1)
     return {
         "layers": len(model.layers),
         "seconds": analysis,
@@ -79,19 +55,9 @@ def main():
         )
     for key, bar in BARS.items():
         worst = max(row[key] for row in rows.values())
-        print(f"{key}: {worst:.2f}, bar {bar}: {'holds' if worst <= bar else 'missed'}")
+        print(f"{key}: {worst:.2f}, bar {bar}: {measuring.verdict(worst <= bar)}")
     if not options.quick:
-        result = {
-            "versions": {
-                "filterprune": filterprune.__version__,
-                "Keras": keras.__version__,
-                "TensorFlow": tensorflow.__version__,
-                "Python": platform.python_version(),
-            },
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "nets": rows,
-        }
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        measuring.save(RESULTS, rows, "nets", versions=measuring.versions())
 
 
 if __name__ == "__main__":

@@ -10,28 +10,20 @@ every group at random, compacts, and compares. Writes `docs/coverage.rst` and
 """
 
 import argparse
-import importlib.metadata
-import json
-import os
-import pathlib
-import platform
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import measuring
 import keras
-import tensorflow
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(measuring.ROOT / "tests"))
 
-from exactness import calibrate, close_at_random, difference, randomise  # noqa: E402
+from exactness import calibrate, close_at_random, difference, randomise
 
-import filterprune  # noqa: E402
+import filterprune
 
-RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
-TABLE = ROOT / "docs" / "coverage.rst"
+RESULTS = measuring.RESULTS / "coverage.json"
+TABLE = measuring.ROOT / "docs" / "coverage.rst"
 QUICK = ("MobileNetV2", "ResNet50", "ConvNeXtTiny")
 # NASNetLarge and its like need room for their reductions.
 SMALLEST = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71}
@@ -54,14 +46,6 @@ def hub_models():
     except ImportError:
         return {}
     return {f"keras-hub {k}": v for k, v in {**hub.WHOLE, **hub.COMPOSITE}.items()}
-
-
-def hub_version():
-    """The version of `keras-hub`, if it is installed."""
-    try:
-        return {"keras-hub": importlib.metadata.version("keras-hub")}
-    except importlib.metadata.PackageNotFoundError:
-        return {}
 
 
 def build(name):
@@ -111,14 +95,14 @@ def shown(cell):
     return f"{cell['difference']:.1e}"
 
 
-def table(results):
+def table(nets, versions):
     """The results as reStructuredText."""
     lines = [
         "Coverage",
         "========",
         "",
         "Made by ``python benchmarks/coverage.py`` with "
-        + ", ".join(f"{name} {value}" for name, value in results["versions"].items())
+        + ", ".join(f"{name} {value}" for name, value in versions.items())
         + ".",
         "",
         "Every net has random weights and statistics (batch norms near those of",
@@ -137,7 +121,7 @@ def table(results):
         "     - float64",
         "     - what stays, and why",
     ]
-    for name, cell in sorted(results["nets"].items()):
+    for name, cell in sorted(nets.items()):
         single, double = cell.get("float32"), cell.get("float64")
         known = single or double
         reasons = known["reasons"] + known["barriers"]
@@ -160,25 +144,17 @@ def main():
     options = parser.parse_args()
     everything = [*constructors(), *hub_models()]
     names = options.names or (QUICK if options.quick else everything)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"nets": {}}
-    results["versions"] = {
-        "filterprune": filterprune.__version__,
-        "Keras": keras.__version__,
-        "TensorFlow": tensorflow.__version__,
-        **hub_version(),
-        "Python": platform.python_version(),
-    }
-    results["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    nets, versions = measuring.load(RESULTS, "nets"), measuring.versions("keras-hub")
     for name in names:
-        cell = results["nets"].setdefault(name, {})
+        cell = nets.setdefault(name, {})
         for dtype in ("float32", "float64"):
             if options.again or dtype not in cell:
                 cell[dtype] = measure(name, dtype)
                 found = shown(cell[dtype])
                 share = cell[dtype]["prunable"]
                 print(f"{name:34} {dtype}  prunable {share:6.1%}  {found}", flush=True)
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-                TABLE.write_text(table(results))
+                measuring.save(RESULTS, nets, "nets", versions=versions)
+                measuring.write(TABLE, table(nets, versions))
 
 
 if __name__ == "__main__":

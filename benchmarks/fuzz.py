@@ -14,17 +14,16 @@ import collections
 import importlib.util
 import json
 import os
-import pathlib
-import platform
 import subprocess
 import sys
 import time
 import traceback
 import warnings
 
-ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"
-BACKENDS = ("tensorflow", "jax", "torch")
+import measuring
+from measuring import BACKENDS
+
+RESULTS = measuring.RESULTS / "fuzz.json"
 BATCH = 10  # graphs drawn from one seed
 
 
@@ -96,7 +95,7 @@ def try_graph(model, data, st) -> str:
 
 def work(minutes: float, first: int, only: bool) -> dict:
     """Try batches on this process's backend until the time is up."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    sys.path.insert(0, str(measuring.ROOT / "tests"))
     os.environ.setdefault("JAX_ENABLE_X64", "1")
     import keras
 
@@ -187,13 +186,8 @@ def main() -> int:
         for backend, python in pythons.items()
     }
     show(rows)
-    result = {
-        "minutes": args.minutes,
-        "first_seed": first,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "backends": rows,
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    about = {"minutes": args.minutes, "first_seed": first}
+    measuring.save(RESULTS, rows, "backends", merge=False, **about)
     return int(any(row["failures"] for row in rows.values()))
 
 

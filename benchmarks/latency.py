@@ -14,32 +14,25 @@ results are in `benchmarks/results/latency.json`.
 """
 
 import argparse
-import json
 import os
-import pathlib
-import platform
 import sys
 import time
 import warnings
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import measuring
 import keras
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import filterprune
+from filterprune.budget import Budget
+from filterprune.cost import CostModel
+from filterprune.latency import LatencyModel
+from filterprune.latency.measuring import make_plans
+from filterprune.latency.units import run_model
+from filterprune.limits import Limits
+from filterprune.selection import Selector
 
-import filterprune  # noqa: E402
-from filterprune.budget import Budget  # noqa: E402
-from filterprune.cost import CostModel  # noqa: E402
-from filterprune.latency import LatencyModel  # noqa: E402
-from filterprune.latency.measuring import make_plans  # noqa: E402
-from filterprune.latency.units import run_model  # noqa: E402
-from filterprune.limits import Limits  # noqa: E402
-from filterprune.selection import Selector  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "latency.json"
+RESULTS = measuring.RESULTS / "latency.json"
 NETS = ("ResNet50", "MobileNetV2")
 BUDGETS = (0.7, 0.5, 0.35)
 # How far around a budget the MACs targets are that it is compared with.
@@ -74,19 +67,9 @@ def closing(masked, closed):
 
 def ratios(full, others, seconds):
     """The median of each run's time over that of the full run next to it."""
-    for run in (full, *others, full, *others):
-        run()
-    found, shortest, end = [], [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found) < 5:
-        row = []
-        for run in (full, *others):
-            started = time.perf_counter()
-            run()
-            row.append(time.perf_counter() - started)
-        shortest.append(row)
-        found.append([value / row[0] for value in row[1:]])
-    least = np.min(shortest, axis=0)
-    return np.median(found, axis=0), least[1:] / least[0], least[0]
+    times = measuring.interleaved([full, *others], seconds)
+    least = times.min(axis=1)
+    return measuring.ratios(times), least[1:] / least[0], least[0]
 
 
 def by_macs(masked, batch, points):
@@ -170,7 +153,7 @@ def show(nets) -> bool:
             off = row["measured"] / float(budget) - 1
             held = abs(off) <= BAR, row["kept"] > row["kept by MACs"]
             every &= all(held)
-            words = " ".join("holds" if each else "missed" for each in held)
+            words = " ".join(map(measuring.verdict, held))
             print(
                 f"{name:12}{budget:>8}{row['measured']:10.3f}{off:8.1%}"
                 f"{row['kept']:8.3f}{row['kept by MACs']:8.3f}"
@@ -193,19 +176,8 @@ def main() -> int:
             nets[name] = measure(name, 224, options.batch, BUDGETS, 5, 30.0)
     held = show(nets)
     if not options.quick:
-        result = {
-            "versions": {
-                "filterprune": filterprune.__version__,
-                "Keras": keras.__version__,
-                "backend": keras.backend.backend(),
-                "Python": platform.python_version(),
-            },
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "batch": options.batch,
-            "load": os.getloadavg(),
-            "nets": nets,
-        }
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        about = {"batch": options.batch, "load": os.getloadavg()}
+        measuring.save(RESULTS, nets, "nets", versions=measuring.versions(), **about)
     return int(not held)
 
 

@@ -11,27 +11,19 @@ Each cell is written when it is done, and skipped when it is there:
 """
 
 import argparse
-import json
-import os
-import pathlib
-import platform
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import measuring
 import keras
 import numpy as np
+from measuring import standard_error, verdict
+from accuracy import LOSS, NETS
+from accuracy_data import BATCH, RATE, load_digits, load_fashion
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import filterprune
 
-from accuracy import LOSS, NETS  # noqa: E402
-from accuracy_data import BATCH, RATE, load_digits, load_fashion  # noqa: E402
-
-import filterprune  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "shrinking.json"
+RESULTS = measuring.RESULTS / "shrinking.json"
 WAYS = ("masked", "shrinking")
 RATIO = 4
 EPOCHS = {"all": 12, "begin": 1, "end": 5}
@@ -110,32 +102,12 @@ def show(cells) -> bool:
         print(
             f"{net}, {count} seeds: {np.mean(first['seconds']):.0f} s masked, "
             f"{np.mean(second['seconds']):.0f} s shrinking, {speedup:.2f}x (bar "
-            f"{BARS['speedup']}x: {'holds' if held[0] else 'missed'}); accuracy "
+            f"{BARS['speedup']}x: {verdict(held[0])}); accuracy "
             f"{rates[0].mean():.2f} and {rates[1].mean():.2f} %, standard error "
-            f"{error:.2f} ({'holds' if held[1] else 'missed'}); MACs left "
+            f"{error:.2f} ({verdict(held[1])}); MACs left "
             f"{np.mean(first['macs']):.3f} and {np.mean(second['macs']):.3f}"
         )
     return every
-
-
-def standard_error(values) -> float:
-    return np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-
-
-def save(cells) -> None:
-    result = {
-        "versions": {
-            "filterprune": filterprune.__version__,
-            "Keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "Python": platform.python_version(),
-        },
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "cells": cells,
-    }
-    temporary = RESULTS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, RESULTS)
 
 
 def main() -> int:
@@ -144,13 +116,10 @@ def main() -> int:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--quick", action="store_true", help="digits, a minute")
     options = parser.parse_args()
-    cells: dict = {}
     if options.quick:
-        data, options.seeds, options.nets = load_digits(), 1, ["resnet"]
+        cells, data, options.seeds, options.nets = {}, load_digits(), 1, ["resnet"]
     else:
-        data = load_fashion(20_000)
-        if RESULTS.exists():
-            cells = json.loads(RESULTS.read_text())["cells"]
+        cells, data = measuring.load(RESULTS), load_fashion(20_000)
     for net in options.nets:
         for seed in range(options.seeds):
             for way in WAYS:
@@ -161,7 +130,7 @@ def main() -> int:
                 cells[key] = run(net, way, seed, data, epochs)
                 print(key, cells[key], flush=True)
                 if not options.quick:
-                    save(cells)
+                    measuring.save(RESULTS, cells, versions=measuring.versions())
     held = show(cells)
     return int(not held and not options.quick)
 

@@ -10,6 +10,7 @@ from filterprune.errors import PruningWarning
 from filterprune.limits import Limits
 from filterprune.origin import Origin
 from filterprune.schedules import (
+    END_FRACTION,
     Schedule,
     Timetable,
     is_integer,
@@ -17,6 +18,9 @@ from filterprune.schedules import (
     optimizer_step,
 )
 from filterprune.selection import Selector
+
+# How often gates close where the user does not say: few large steps cost accuracy.
+UPDATES = 50
 
 
 class FilterPruningCallback(keras.callbacks.Callback):
@@ -34,7 +38,8 @@ class FilterPruningCallback(keras.callbacks.Callback):
             `Schedule`. Where it leaves out `end_step`, pruning ends after
             `end_fraction` of this fit's steps.
         frequency: every how many steps gates are closed, from the schedule's
-            `begin_step` on. Defaults to `20`.
+            `begin_step` on. Defaults to `None`: about 50 times in all, whatever
+            the number of steps (see `docs/choosing.rst`).
         criterion: how filters are scored, as in `filterprune.prune`. Defaults
             to `"group"`.
         scope: what is ranked together, as in `filterprune.prune`. Defaults to
@@ -82,12 +87,12 @@ class FilterPruningCallback(keras.callbacks.Callback):
     def __init__(
         self,
         schedule,
-        frequency=20,
+        frequency=None,
         criterion="group",
         scope="global",
         min_filters=1,
         round_to=None,
-        end_fraction=0.15,
+        end_fraction=END_FRACTION,
         target="filters",
         budget=None,
         rounding="nearest",
@@ -102,15 +107,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
                 "Expected `schedule` to be a filterprune schedule, such as "
                 f"`PolynomialDecay(final_sparsity=0.5)`. Received: {schedule!r}"
             )
-        if not is_integer(frequency):
-            raise TypeError(
-                "Expected `frequency` to be an integer. Received: "
-                f"frequency={frequency!r}"
-            )
-        if frequency < 1:
-            raise ValueError(
-                f"Expected `frequency` to be at least 1. Received: {frequency}"
-            )
+        _check_frequency(frequency)
         if not 0 < end_fraction <= 1:
             raise ValueError(
                 "Expected `end_fraction` to be in (0, 1]. Received: "
@@ -118,7 +115,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
             )
         criteria.get(criterion)
         self.schedule = schedule
-        self.frequency = int(frequency)
+        self.frequency = frequency
         self.criterion = criterion
         self.limits = Limits(
             scope, min_filters, round_to, rounding, max_sparsity, overrides or {}
@@ -215,7 +212,8 @@ class FilterPruningCallback(keras.callbacks.Callback):
             end = last_step(self, step, epoch, self.end_fraction)
             end = max(end, plan.begin_step + 1)
             plan = plan.with_end(end)
-        return plan, Timetable(plan.begin_step, end, self.frequency)
+        frequency = self.frequency or max(1, (end - plan.begin_step) // UPDATES)
+        return plan, Timetable(plan.begin_step, end, frequency)
 
     def _update(self, step: int) -> None:
         times = self._times
@@ -243,6 +241,20 @@ class FilterPruningCallback(keras.callbacks.Callback):
         self._logs = {"sparsity": sparsity}
         if self.budget.target != "filters":
             self._logs[f"{self.budget.target}_removed"] = self._selector.removed()
+
+
+def _check_frequency(frequency) -> None:
+    if frequency is None:
+        return
+    if not is_integer(frequency):
+        raise TypeError(
+            "Expected `frequency` to be an integer, or None. Received: "
+            f"frequency={frequency!r}"
+        )
+    if frequency < 1:
+        raise ValueError(
+            f"Expected `frequency` to be at least 1. Received: {frequency}"
+        )
 
 
 def _check_regrowth(until):

@@ -11,7 +11,12 @@ import numpy as np
 
 from filterprune import criteria
 from filterprune.origin import Origin
-from filterprune.schedules import is_integer, last_step, optimizer_step
+from filterprune.schedules import (
+    END_FRACTION,
+    is_integer,
+    last_step,
+    optimizer_step,
+)
 from filterprune.slots import Part, Slots, masked_analysis
 
 
@@ -36,7 +41,9 @@ class GroupRegularizer(keras.callbacks.Callback):
 
     roles: tuple[str, ...] = ("maker", "reader")
 
-    def __init__(self, strength, frequency=10, end_step=None, end_fraction=0.15):
+    def __init__(
+        self, strength, frequency=10, end_step=None, end_fraction=END_FRACTION
+    ):
         super().__init__()
         if isinstance(strength, bool) or not strength > 0:
             raise ValueError(
@@ -155,7 +162,9 @@ class GroupLasso(GroupRegularizer):
         Yuan and Lin, JRSS B 68 (2006).
     """
 
-    def __init__(self, strength=1e-4, frequency=10, end_step=None, end_fraction=0.15):
+    def __init__(
+        self, strength=1e-4, frequency=10, end_step=None, end_fraction=END_FRACTION
+    ):
         super().__init__(strength, frequency, end_step, end_fraction)
 
     def shrink(self, slots, parts, amount):
@@ -204,7 +213,9 @@ class ScaleL1(GroupRegularizer):
 
     roles = ("scale",)
 
-    def __init__(self, strength=1e-3, frequency=10, end_step=None, end_fraction=0.15):
+    def __init__(
+        self, strength=1e-3, frequency=10, end_step=None, end_fraction=END_FRACTION
+    ):
         super().__init__(strength, frequency, end_step, end_fraction)
 
     def on_train_begin(self, logs=None):
@@ -267,7 +278,7 @@ class GrowingRegularization(GroupRegularizer):
         criterion="group",
         frequency=10,
         end_step=None,
-        end_fraction=0.15,
+        end_fraction=END_FRACTION,
     ):
         super().__init__(strength, frequency, end_step, end_fraction)
         if isinstance(sparsity, bool) or not 0 < sparsity < 1:

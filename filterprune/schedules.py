@@ -5,6 +5,9 @@ import numbers
 
 import keras
 
+# Where filters go: in the first part of the steps, so that the rest trains what stays.
+END_FRACTION = 0.15
+
 
 def is_integer(value) -> bool:
     """Whether a value is a whole number, of Python or of numpy, and no boolean."""

@@ -155,7 +155,7 @@ CALLBACK = [
     ({"frequency": 0}, r"frequency.*at least 1.*0"),
     ({"frequency": -3}, r"frequency.*at least 1.*-3"),
     ({"frequency": 2.5}, r"frequency.*integer.*2.5"),
-    ({"frequency": None}, r"frequency.*integer.*None"),
+    ({"frequency": "often"}, r"frequency.*integer.*often"),
     ({"end_fraction": 0}, r"end_fraction.*\(0, 1\].*0"),
     ({"end_fraction": 1.5}, r"end_fraction.*\(0, 1\].*1.5"),
 ]

@@ -219,9 +219,13 @@ def test_the_compact_model_trains_on_as_the_masked_one_does(name):
             model.train_on_batch(X[rows], Y[rows])
     again = filterprune.compact(masked)
     for found, expected in zip(small.weights, again.weights, strict=True):
+        # Of a bias before a batch norm the gradient is nothing but rounding, which
+        # optimizers that divide by its size take steps by.
+        if found.path in ("conv1/bias", "conv2/bias") and "sgd" not in name:
+            continue
         apart = np.abs(to_numpy(found) - to_numpy(expected))
         # Lion steps by the sign of what may be nearly zero.
-        assert apart.mean() < (4e-3 if name == "lion" else 2e-4)
+        assert apart.mean() < (4e-3 if name == "lion" else 2e-5)
         if name in ("sgd", "nesterov", "adam"):
             assert apart.max() < 2e-3
 

@@ -84,9 +84,7 @@ def make_inputs(args, model):
 
 def _verify(args) -> int:
     out = Output(args.json)
-    for path in (args.expected, args.received):
-        if not os.path.exists(path):
-            raise Refused(f"there is no file {path}")
+    models.check_there(args.expected, args.received)
     with out.working("Loading"):
         model = models.load(args.expected, args.imports)
         with refusing():

@@ -43,10 +43,16 @@ def load(path: str, imports=(), compile: bool = False):
         raise Refused(f"cannot load {path}: {brief(error, 300)}{hint}") from error
 
 
+def check_there(*paths: str) -> None:
+    """Raise unless there is a file, or a folder, at each of these paths."""
+    for path in paths:
+        if not os.path.exists(path):
+            raise Refused(f"there is no file {path}")
+
+
 def check_input(path: str, suffixes=SUFFIXES) -> None:
     """Raise unless there is a file of such a kind."""
-    if not os.path.exists(path):
-        raise Refused(f"there is no file {path}")
+    check_there(path)
     if not os.path.isfile(path):
         raise Refused(f"{path} is a folder, not a file of a Keras model")
     if pathlib.Path(path).suffix.lower() not in suffixes:

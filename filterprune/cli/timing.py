@@ -1,6 +1,5 @@
 """`bench`: how long models take, side by side."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,7 +17,7 @@ from filterprune.cli.arguments import (
     positive,
 )
 from filterprune.cli.checking import make_inputs, open_other
-from filterprune.cli.output import FAILED, Output, Refused, muted, refusing
+from filterprune.cli.output import FAILED, Output, muted, refusing
 
 
 def add_verbs(verbs) -> None:
@@ -94,9 +93,7 @@ def interleaved(
 def _bench(args) -> int:
     out = Output(args.json)
     paths = [args.model, *args.others]
-    for path in paths:
-        if not os.path.exists(path):
-            raise Refused(f"there is no file {path}")
+    models.check_there(*paths)
     with out.working("Loading"):
         model = models.load(args.model, args.imports)
         with refusing():

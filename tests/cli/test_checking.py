@@ -9,11 +9,6 @@ import pytest
 import filterprune
 from filterprune.cli.timing import interleaved
 
-needs_report = pytest.mark.skipif(
-    not hasattr(filterprune.Report, "to_dict"),
-    reason="Report.to_dict and to_html are on another branch",
-)
-
 
 def verify(run, *argv):
     found = run("verify", *argv, "--json")
@@ -131,7 +126,6 @@ def test_inspect_names_what_is_not_understood(run, tmp_path):
     assert "attention" in found.out
 
 
-@needs_report
 def test_inspect_gives_the_report_as_json(run, files):
     found = json.loads(run("inspect", "masked.keras", "--json").out)
     report = filterprune.analyze(keras.saving.load_model(files / "masked.keras"))
@@ -141,7 +135,6 @@ def test_inspect_gives_the_report_as_json(run, files):
     assert {**found, **report.to_dict()} == found
 
 
-@needs_report
 def test_report_writes_a_page(run, tmp_path):
     path = tmp_path / "page.html"
     assert run("report", "masked.keras", "-o", path).code == 0
