@@ -1,11 +1,11 @@
 """How Sphinx builds these pages: `sphinx-build -W -b html docs build/docs`."""
 
 import os
-import pathlib
 import sys
 
-HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE / "_ext"), str(HERE.parent / ".ci")]
+sys.path.insert(0, os.path.abspath(".."))
+sys.path.insert(0, os.path.abspath("_ext"))
+sys.path.insert(0, os.path.abspath("../.ci"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import filterprune

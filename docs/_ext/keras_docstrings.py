@@ -27,9 +27,7 @@ def convert(lines: list[str]) -> list[str]:
     return _inline("\n".join(result)).split("\n")
 
 
-_EXAMPLE = re.compile(
-    r"(^ *\.\. code-block::.*\n(?:\n| {8}.*\n?)*)", re.MULTILINE
-)
+_EXAMPLE = re.compile(r"(^ *\.\. code-block::.*\n(?:\n| {8}.*\n?)*)", re.MULTILINE)
 _CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 
 
