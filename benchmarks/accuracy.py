@@ -16,34 +16,21 @@ there: `benchmarks/results/accuracy.json`.
 import argparse
 import functools
 import json
-import os
 import pathlib
-import platform
 import subprocess
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import measuring
 import keras
 import numpy as np
+from measuring import standard_error
+from accuracy_data import BATCH, EPOCHS, RATE, RATIOS, load_digits, load_fashion
 from keras import layers
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import filterprune
 
-from accuracy_data import (  # noqa: E402
-    BATCH,
-    EPOCHS,
-    RATE,
-    RATIOS,
-    load_digits,
-    load_fashion,
-)
-
-import filterprune  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy.json"
+RESULTS = measuring.RESULTS / "accuracy.json"
 
 
 def resnet(width=16):
@@ -256,8 +243,8 @@ def trained(net, seed, data, folder):
 
 def measure_peer(python, net, method, ratio, seed, data, folder) -> dict:
     """One cell of a peer, in its own environment."""
-    command = [python, ROOT / "benchmarks" / "accuracy_peer.py", net, PEER[method]]
-    command += [str(ratio), str(seed), str(len(data[0])), folder]
+    command = [python, measuring.ROOT / "benchmarks" / "accuracy_peer.py"]
+    command += [net, PEER[method], str(ratio), str(seed), str(len(data[0])), folder]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -314,8 +301,8 @@ def main() -> int:
         data, ratios = load_fashion(60_000 if args.full else 20_000), args.ratios
         results_path = RESULTS.with_stem("accuracy-full") if args.full else RESULTS
     results = {}
-    if results_path is not None and results_path.exists():
-        results = json.loads(results_path.read_text())["cells"]
+    if results_path is not None:
+        results = measuring.load(results_path)
     folder = pathlib.Path.home() / ".cache" / "filterprune-benchmarks"
     folder = folder / ("quick" if args.quick else "full" if args.full else "broad")
     folder.mkdir(parents=True, exist_ok=True)
@@ -329,7 +316,7 @@ def main() -> int:
             results[key] = measure(*cell, data, folder)
         print(key, results[key], flush=True)
         if results_path is not None:
-            save(results_path, results)
+            measuring.save(results_path, {key: results[key]}, **measuring.versions())
     show(results)
     if results_path is not None:
         plot(results, results_path.with_suffix(".png"))
@@ -375,22 +362,6 @@ def plot(results, path) -> None:
     np.atleast_1d(axes)[-1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-
-
-def standard_error(values) -> float:
-    return np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-
-
-def save(path, results) -> None:
-    """Along with the cells of runs beside this one."""
-    if path.exists():
-        results = {**json.loads(path.read_text())["cells"], **results}
-    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    text = json.dumps({**versions, "machine": machine, "cells": results}, indent=1)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(text + "\n")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ import warnings
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, describe
+from filterprune.channels.flow import Call, Place, describe
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
 from filterprune.compiling import Move, compile_alike
 from filterprune.errors import PruningWarning, VerificationError
-from filterprune.rebuilding import copy_weights, warn_of_ties
+from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
 from filterprune.resizing import Resizer
 from filterprune.slots import masked_analysis
 from filterprune.verification import verify_same
@@ -114,34 +114,53 @@ class _Compactor(Resizer):
         call, binding = self.calls.get(id(op)), self._binding(op)
         if binding is not None and binding.after is not None:
             return super()._after(op)
-        if call is None or call.mask is None or call.gate is None or call.gate.weights:
+        if call is None or call.mask is None or call.gate is None:
             return None
-        gate = self._surviving_gate(call)
-        if (gate == 1).all():
+        gate, kept = self._surviving_gates(call)
+        layers = {}
+        for place in call.gate.outputs:
+            left = gate[place.gates][kept[place.gates]]
+            if (left != 1).any():
+                layers[place.output] = self._factor(op, call, place, left)
+        if not layers:
             return None
-        axis = call.gate.axis
+
+        def multiply(outputs):
+            flat = keras.tree.flatten(outputs)
+            new = [layers[i](x) if i in layers else x for i, x in enumerate(flat)]
+            return keras.tree.pack_sequence_as(outputs, new)
+
+        return layers[0] if len(call.outputs) == 1 else multiply
+
+    def _factor(self, op, call: Call, place: Place, gate: np.ndarray):
+        """A layer that multiplies an output by gates that are neither 0 nor 1."""
         name = op.name if getattr(op, "is_added", False) else f"{op.name}_gate"
+        if place.output:
+            name += f"_{place.output}"
+        axis = place.axis
         layer = keras.layers.BatchNormalization(
             axis=axis, epsilon=0.0, trainable=False, name=name
         )
         shape = tuple(gate.size if i == axis else None for i in range(axis + 1))
-        rest = (None,) * (len(call.outputs[0]) - axis - 1)
+        rest = (None,) * (len(call.outputs[place.output]) - axis - 1)
         layer.build(shape + rest)
         zeros, ones = np.zeros(gate.size), np.ones(gate.size)
         layer.set_weights([gate, zeros, zeros, ones])
         return layer
 
-    def _surviving_gate(self, call: Call) -> np.ndarray:
+    def _surviving_gates(self, call: Call) -> tuple[np.ndarray, np.ndarray]:
+        """The gates of a call, and which of them are on channels that survive."""
         gate = keras.ops.convert_to_numpy(call.mask.gate)
         labels = np.moveaxis(call.gate.labels, call.gate.axis, -1)
-        kept = self.survivors.mask(labels.reshape(-1, gate.size)).any(axis=0)
-        return gate[kept]
+        kept = self.survivors.mask(labels.reshape(-1, gate.size))
+        return gate, np.any(kept, axis=0)
 
     def transfer(self) -> list[Move]:
         """Give the new layers the surviving weights of the old ones."""
         moves = []
         for old, new in self.rebuilder.pairs:
             call = self.calls[id(old)]
+            self._carry_states(call, new)
             binding = self.analysis.flow.bindings.get(id(call.op))
             axes = {} if binding is None else binding.axes
             if not new.weights:  # turned into constants of the config
@@ -175,13 +194,26 @@ class _Compactor(Resizer):
             moves.append(Move(weight, target, axes.get(name, ())))
         return moves
 
+    def _carry_states(self, call: Call, new) -> None:
+        """Let a stateful layer go on from where the old one is."""
+        places = call.gate.states if call.gate is not None else ()
+        axes = {place.output: place for place in places}
+        pairs = zip(states_of(call.op), states_of(new))
+        for number, (old, state) in enumerate(pairs):
+            value = keras.ops.convert_to_numpy(old)
+            place = axes.get(number)
+            if place is not None:
+                kept = self.survivors.mask(call.gate.labels[place.gates])
+                value = np.compress(kept, value, axis=place.axis)
+            state.assign(value)
+
     def _gated(self, call: Call, name: str, weight) -> np.ndarray:
         """A weight with the gates that act on it multiplied in."""
         value = keras.ops.convert_to_numpy(weight)
         if call.mask is None or call.gate is None or name not in call.gate.weights:
             return value
         gate = keras.ops.convert_to_numpy(call.mask.gate)
-        return value * gate.reshape(call.gate.weights[name]).astype(value.dtype)
+        return value * gate[call.gate.weights[name]].astype(value.dtype)
 
     def _fold(self, call: Call) -> np.ndarray | None:
         """What removed constant channels add to the bias, `(outputs,)`."""

@@ -75,7 +75,7 @@ class CostModel:
             for name, positions in call.products:
                 number = numbers[id(weight_of(op, name))]
                 params, macs, size = self._unit[number]
-                self._unit[number] = (params, macs + positions, size)
+                self._unit[number] = (params, macs + positions * call.times, size)
 
     def _add_layer(self, call) -> dict[int, int]:
         binding = self._analysis.flow.bindings.get(id(call.op))

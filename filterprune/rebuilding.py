@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from filterprune.channels.likeness import of_any_layer
+from filterprune.channels.registry import unseen_axis
 from filterprune.channels.trace import (
     Graph,
     copy_object,
@@ -19,6 +20,7 @@ from filterprune.channels.trace import (
     is_graph,
     is_layer,
     is_of_keras,
+    model_in,
     parts_of,
     trace,
     without_mask,
@@ -64,6 +66,13 @@ def _config(layer) -> dict:
 def _is_own(value) -> bool:
     """Whether an attribute is a function or object of the user's own."""
     return callable(value) and not isinstance(value, type) and not is_of_keras(value)
+
+
+def around(wrapper, model):
+    """A copy of a wrapper of a layer, around another model."""
+    config = wrapper.get_config()
+    del config["layer"]
+    return type(wrapper)(model, **config)
 
 
 def _own_objects(layer, config: dict) -> dict:
@@ -120,6 +129,23 @@ def build_alike(layer, new) -> None:
     elif not new.built:
         new.build_from_config(config)
     copy_weights(layer, new)
+    for old, fresh in zip(states_of(layer), states_of(new)):
+        fresh.assign(old)
+
+
+def states_of(layer) -> list:
+    """The states that a stateful recurrent layer goes on from, all in a row.
+
+    Keras keeps them out of a layer's weights and out of files.
+    """
+    states = layer.states if getattr(layer, "stateful", False) else None
+    if isinstance(states, keras.Variable):
+        return [states]
+    found: list = []
+    for part in states or ():
+        nested = isinstance(part, (list, tuple))
+        found += keras.tree.flatten(list(part)) if nested else [part]
+    return found
 
 
 def copy_weights(layer, new) -> None:
@@ -191,8 +217,11 @@ class Rebuilder:
 
     def _op(self, op):
         if id(op) not in self.made:
+            inner = model_in(op)
             if is_graph(op):
                 new = self.rebuild(op)
+            elif inner is not None and unseen_axis(type(op)) is not None:
+                new = around(op, self.rebuild(inner))
             else:
                 new = self.make(op)
                 if is_layer(op) and new is not None:

@@ -115,7 +115,7 @@ class GroupRegularizer(keras.callbacks.Callback):
         factors = self.shrink(self._slots, parts, rate * passed)
         changed: dict[int, tuple] = {}
         for part, factor in zip(parts, factors, strict=True):
-            factor = np.where(part.slots >= 0, factor, 1.0)
+            factor = np.tile(np.where(part.slots >= 0, factor, 1.0), part.blocks)
             shape = [1] * len(part.variable.shape)
             shape[part.axis] = factor.size
             known = changed.get(id(part.variable), (part.variable, 1.0))

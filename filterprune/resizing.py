@@ -21,7 +21,9 @@ class Resizer:
     def __init__(self, analysis: Analysis, survivors: Survivors):
         self.analysis = analysis
         self.survivors = survivors
-        self.calls = {id(call.layer): call for call in reversed(analysis.flow.calls)}
+        # Of several calls of a layer the first, of those with gates if there are.
+        calls = sorted(analysis.flow.calls, key=lambda call: call.gate is None)
+        self.calls = {id(call.layer): call for call in reversed(calls)}
         self.rebuilder = Rebuilder(self.make, self._shape, self.arguments, self._after)
 
     def build(self):

@@ -36,6 +36,8 @@ class Part:
         slots: the slot of each channel, `(channels,)`, -1 where there is none.
         variable: the weight itself.
         axis: the axis of `variable` along which the channels run.
+        blocks: how many times they stand side by side along it, as in the kernel
+            of an LSTM; `rows` has all of them.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Part:
     slots: np.ndarray
     variable: keras.Variable
     axis: int
+    blocks: int = 1
 
 
 class Slots:
@@ -168,11 +171,13 @@ class Slots:
         Args:
             *roles: some of `"maker"`, `"reader"` and `"scale"`.
         """
-        seen: set[int] = set()
+        calls: dict[int, Call] = {}
         for call in self.analysis.flow.calls:
-            if id(call.op) in seen:
-                continue
-            seen.add(id(call.op))
+            # Of several calls of a layer the first, of those with gates if any.
+            first = calls.setdefault(id(call.op), call)
+            if first.gate is None:
+                calls[id(call.op)] = call
+        for call in calls.values():
             binding = self.analysis.flow.bindings.get(id(call.op))
             for name, axes in binding.axes.items() if binding is not None else ():
                 for axis, labels in enumerate(axes):
@@ -183,15 +188,17 @@ class Slots:
     @staticmethod
     def _role(call: Call, name: str, axes: tuple, axis: int) -> str | None:
         """What a weight is to the channels along one of its axes."""
-        if call.gate is not None and call.gate.factor is not None:
-            factor, out = call.gate.factor
-            if call.gate.makes and name == factor and axis == out % len(axes):
-                return "maker"
-        makes = call.gate is not None and call.gate.makes
+        gate = call.gate
+        makes = gate is not None and gate.makes
+        if makes and gate.makers.get(name) == axis:
+            return "maker"
         if name.rsplit(".", 1)[-1] in SCALES and not makes:
             return "scale"
-        reads = makes and len(axes) > 1 and call.gate.labels.size
-        return "reader" if reads and not _made_by(call, axes[axis]) else None
+        if not makes or len(axes) < 2 or not gate.labels.size:
+            return None
+        numbers = gate.weights.get(name)  # units are read by the cell itself, too
+        again = numbers is not None and numbers.shape[axis] > 1
+        return "reader" if again or not _made_by(call, axes[axis]) else None
 
     def _part(self, call, name, role, axis, labels) -> Iterator[Part]:
         slots = self.of(np.asarray(labels).ravel())
@@ -205,10 +212,36 @@ class Slots:
                 "(NaN or Inf): its filters cannot be ranked. Restore a checkpoint "
                 "from before, or lower the learning rate."
             )
+        blocks = _blocks(np.asarray(labels).ravel()) if role == "maker" else 1
+        slots = slots[: slots.size // blocks]
         rows = np.moveaxis(value, axis, -1).reshape(-1, slots.size)
-        yield Part(
-            call.path, type(call.op).__name__, name, role, rows, slots, variable, axis
-        )
+        kind = type(call.op).__name__
+        yield Part(call.path, kind, name, role, rows, slots, variable, axis, blocks)
+
+    def filters_of(self, *roles: str) -> list[Part]:
+        """The same as `parts`, but a layer makes its channels by one part alone.
+
+        That has the rows of several weights where there are, such as the kernel,
+        the recurrent kernel and the bias of an LSTM.
+        """
+        found: dict[tuple, Part] = {}
+        for number, part in enumerate(self.parts(*roles)):
+            key: tuple = (number,)
+            if part.role == "maker":
+                key = (part.path, part.slots.tobytes())
+            first = found.setdefault(key, part)
+            if first is not part:
+                rows = np.concatenate([first.rows, part.rows])
+                found[key] = dataclasses.replace(first, rows=rows)
+        return list(found.values())
+
+
+def _blocks(labels: np.ndarray) -> int:
+    """How many times the same labels stand side by side."""
+    count = labels.size // max(np.unique(labels).size, 1)
+    size = labels.size // max(count, 1)
+    same = count > 1 and count * size == labels.size
+    return count if same and (labels.reshape(count, size) == labels[:size]).all() else 1
 
 
 def _made_by(call: Call, labels) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from filterprune.channels.flow import Call, gate_of
 from filterprune.channels.groups import Analysis, needs_gate, study
-from filterprune.channels.registry import known_type, layer_rule
+from filterprune.channels.registry import known_type, layer_rule, unseen_axis
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import (
     check_model,
@@ -16,12 +16,21 @@ from filterprune.channels.trace import (
     copy_operation,
     is_graph,
     is_layer,
+    is_of_keras,
+    model_in,
+    parts_of,
 )
 from filterprune.compiling import Move, compile_alike, recompile
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
-from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, warn_of_ties
+from filterprune.rebuilding import (
+    Rebuilder,
+    around,
+    build_alike,
+    copy_layer,
+    warn_of_ties,
+)
 
 
 def wrap(layer):
@@ -67,6 +76,9 @@ def wrap(layer):
         return copy_operation(layer)
     if is_graph(layer):
         return keras.models.clone_model(layer, clone_function=wrap)
+    inner = model_in(layer)
+    if inner is not None and unseen_axis(type(layer)) is not None:
+        return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     return _masked(layer, axis) if _needs_gate(layer) else _copy(layer)
 
@@ -187,7 +199,9 @@ def _needs_gate(layer) -> bool:
     if shape is None or not layer.built:
         cls, own = masked_class(type(layer)), type(layer)
         if cls not in (None, MaskedActivation) and known_type(own) is own:
-            return True
+            # A recurrent layer may have a cell that no rule is known for.
+            parts = [type(part) for part in parts_of(layer)]
+            return all(is_of_keras(part) or layer_rule(part) for part in parts)
         shape = (None, 4)  # any will do for a layer that has no weights
     try:
         gate = gate_of(layer, shape)

@@ -373,6 +373,50 @@ class GraphBuilder:
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
         return ops.matmul(ops.softmax(scores, axis=-1), value)
 
+    def recur(self, x):
+        """The rows of a map, or its columns, as the steps of a sequence."""
+        _, height, width, channels = x.shape
+        kind = self.pick(["rows", "both ways", "stacked", "states", "film", "pixels"])
+        units = self.filters()
+        rows = ops.reshape(x, (-1, height, width * channels))
+        if kind == "film":
+            size = self.pick([1, 2])
+            return layers.ConvLSTM1D(
+                units, size, padding=self.pick(PADDING), return_sequences=True
+            )(x)
+        if kind == "pixels":
+            layer = self.cell_layer(units, return_sequences=True)
+            return layers.TimeDistributed(layer)(x)
+        if kind == "rows":
+            layer = self.cell_layer(units, go_backwards=self.chance())
+            return self.weigh(x, layer(layers.Dense(3)(rows)))
+        if kind == "stacked":
+            cells = [layers.LSTMCell(3), layers.GRUCell(units)]
+            return self.weigh(x, layers.RNN(cells, unroll=self.chance())(rows))
+        if kind == "states":
+            first = layers.LSTM(units, return_state=True)
+            _, *states = first(layers.Dense(3)(rows))
+            again = layers.LSTM(units)
+            return self.weigh(x, again(rows[:, ::2], initial_state=states))
+        layer = self.cell_layer(units, return_sequences=True)
+        y = layers.Bidirectional(layer, self.pick(["concat", "sum", "mul", "ave"]))(
+            layers.Masking()(rows)
+        )
+        return self.weigh(x, layers.GRU(units)(y))
+
+    def cell_layer(self, units, **kwargs):
+        kwargs["use_bias"] = self.chance()
+        kind = self.pick(["LSTM", "GRU", "GRU", "SimpleRNN"])
+        if kind == "GRU":
+            kwargs["reset_after"] = self.chance()
+        activation = self.pick(["tanh", "sigmoid", "relu"])
+        return getattr(layers, kind)(units, activation=activation, **kwargs)
+
+    def weigh(self, x, vector):
+        """Channels times what a sequence says of them."""
+        gate = layers.Dense(x.shape[-1], activation="sigmoid")(vector)
+        return x * layers.Reshape((1, 1, x.shape[-1]))(gate)
+
     def drop(self, x):
         kind = self.pick(["spatial", "noise", "resize", "regularize", "center"])
         if kind == "spatial":
@@ -397,6 +441,7 @@ class GraphBuilder:
         hold,
         nest,
         attend,
+        recur,
         drop,
         normalise_across,
         move,
@@ -435,6 +480,9 @@ class GraphBuilder:
         if self.chance():
             inputs.append(keras.Input((8, 8, 2), name="other"))
             x = x + layers.Conv2D(4, 1, activation="tanh")(inputs[1])
+        if self.pick([False, False, False, True]):
+            inputs.append(keras.Input((8, 8), dtype="int32", name="numbers"))
+            x = x + layers.Embedding(5, 4)(inputs[-1])
         self.maps.append(x)
         for _ in range(self.draw(st.integers(2, 8))):
             # Mostly go on from the last tensor, sometimes branch off.

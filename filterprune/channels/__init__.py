@@ -5,6 +5,7 @@ from filterprune.channels.flow import Flow, describe, flow
 from filterprune.channels.holding import hold
 from filterprune.channels.joining import join
 from filterprune.channels.labels import Channels
+from filterprune.channels.recurring import recur
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import barrier, mix, same, take
 
@@ -17,6 +18,7 @@ __all__ = [
     "hold",
     "join",
     "mix",
+    "recur",
     "rule",
     "rules",
     "same",

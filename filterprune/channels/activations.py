@@ -29,9 +29,14 @@ class ActivationFacts:
 LINEAR = ActivationFacts("linear", True, True)
 
 
-def activation_of(op) -> ActivationFacts:
-    """The facts on the activation that `op` applies to its own output."""
-    function = getattr(op, "activation", None)
+def activation_of(op, name: str = "activation") -> ActivationFacts:
+    """The facts on the activation that `op` applies to its own output.
+
+    Args:
+        op: a layer or operation.
+        name: the attribute that holds the function.
+    """
+    function = getattr(op, name, None)
     if function is None or function is keras.activations.linear:
         return LINEAR
     try:

@@ -1,22 +1,48 @@
 """Binding weights to labels, noting what to resize, and placing gates."""
 
+import re
+
 import numpy as np
 
 from filterprune.channels.activations import activation_of
 from filterprune.channels.constants import spread
-from filterprune.channels.flow import Ambiguous, Gate, current
+from filterprune.channels.flow import Ambiguous, Gate, Place, current
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of
 
+_WORD = re.compile(r"\([^)]*\)|\S+")
+_BLOCKS = re.compile(r"\(\s*(\d+)\s+(\w+)\s*\)")
 
-def _words(spec: str, ndim: int) -> list[str]:
+
+def words_of(spec: str, ndim: int) -> list[str]:
     """The axes of a weight by name, `_` where nothing is removed."""
-    words = spec.split()
+    words = _WORD.findall(spec)
     free = ndim - len(words) + words.count("...")
     found = []
     for word in words:
         found += ["_"] * free if word == "..." else [word]
     return found
+
+
+def blocks_of(word: str) -> tuple[int, str]:
+    """How many times channels stand side by side along an axis, and which.
+
+    `"(4 out)"` are 4 blocks of `out`, as the kernel of an LSTM has one for each of
+    its four inner gates; `"out"` is one.
+    """
+    found = _BLOCKS.fullmatch(word)
+    return (int(found[1]), found[2]) if found else (1, word)
+
+
+def axis_named(words: list[str], *names: str) -> int | None:
+    """The first axis that is named by one of `names`, in their order, or None."""
+    plain = [blocks_of(word)[1] for word in words]
+    return next((plain.index(name) for name in names if name in plain), None)
+
+
+def makes_channels(spec: str) -> bool:
+    """Whether a weight with axes of these names has one of channels made."""
+    return any(blocks_of(word)[1] == "out" for word in words_of(spec, 0))
 
 
 def bind_weights(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
@@ -26,13 +52,16 @@ def bind_weights(names: dict[str, str], known: dict[str, np.ndarray]) -> None:
         weight = weight_of(call.op, name)
         if weight is None:
             continue
-        words = _words(spec, len(weight.shape))
-        if not set(words) <= {"_", *known}:
+        words = [blocks_of(word) for word in words_of(spec, len(weight.shape))]
+        if not {word for _, word in words} <= {"_", *known}:
             raise ValueError(
                 f"Expected the axes of `{name}` to be named by {sorted(known)}, "
-                f"`_` or `...`. Received: '{spec}'"
+                f"`_`, `...` or blocks such as `(4 out)`. Received: '{spec}'"
             )
-        axes = [known.get(word) for word in words]
+        axes = [
+            np.tile(known[word], count) if word in known else None
+            for count, word in words
+        ]
         sizes = [None if axis is None else axis.size for axis in axes]
         if len(sizes) != len(weight.shape) or any(
             size not in (None, real) for size, real in zip(sizes, weight.shape)
@@ -92,28 +121,41 @@ def gate_output(labels, axis, gates, specs, *, makes, keeps_zero=False) -> None:
     if mask is not None and mask.gated_axis not in (None, axis):
         raise Ambiguous("its gates run along another axis than that of channels")
     size = labels.shape[axis]
-    shapes = {}
+    numbers, makers = {}, {}
     for name in gates:
         weight = weight_of(call.op, name)
         if weight is not None:
-            shapes[name] = _gate_shape(tuple(weight.shape), specs[name], size)
-    factor = None
-    if gates and gates[0] in shapes:
-        axis_words = _words(specs[gates[0]], len(shapes[gates[0]]))
-        word = "out" if "out" in axis_words else "in"
-        factor = (gates[0], axis_words.index(word))
-    if factor is None or not activation_of(call.op).keeps_zero:
-        shapes = {}  # only the output can be gated
-    call.gate = Gate(labels, axis, shapes, factor, makes, keeps_zero)
+            numbers[name], made = gates_along(weight, specs[name], size)
+            if name == gates[0]:
+                makers[name] = made
+    outputs: tuple[Place, ...] = ()
+    if not makers or not activation_of(call.op).keeps_zero:
+        numbers = {}  # only the output can be gated
+        outputs = (Place(0, axis, np.arange(size)),)
+    call.gate = Gate(labels, axis, numbers, makers, makes, keeps_zero, outputs)
 
 
-def _gate_shape(shape: tuple, spec: str, size: int) -> tuple:
-    """The shape in which `size` gates broadcast to a weight."""
-    words = _words(spec, len(shape))
-    for word in ("out", "in"):
-        if word in words:
-            axis = words.index(word)
-            wide = 1 if shape[axis] == size else 2  # a depthwise multiplier
-            ones = (1,) * axis
-            return ones + shape[axis : axis + wide] + (1,) * (len(shape) - axis - wide)
-    raise ValueError(f"Expected an axis `out` or `in`. Received: '{spec}'")
+def gates_along(weight, spec: str, size: int, *names: str) -> tuple[np.ndarray, int]:
+    """The number of the gate of each entry of a weight, and their axis.
+
+    Args:
+        weight: a weight.
+        spec: the names of its axes.
+        size: how many gates there are.
+        *names: the names of axes that may have gates, in order of precedence;
+            `out` and `in` by default.
+
+    Returns:
+        An array that broadcasts to the weight, and the axis.
+    """
+    shape = tuple(weight.shape)
+    words = words_of(spec, len(shape))
+    axis = axis_named(words, *(names or ("out", "in")))
+    if axis is None:
+        raise ValueError(f"Expected an axis `out` or `in`. Received: '{spec}'")
+    count, _ = blocks_of(words[axis])
+    numbers = np.tile(np.arange(size), count)
+    wide = 1 if shape[axis] == numbers.size else 2  # a depthwise multiplier
+    ones = (1,) * axis
+    found = ones + shape[axis : axis + wide] + (1,) * (len(shape) - axis - wide)
+    return numbers.reshape(found), axis

@@ -1,6 +1,7 @@
 """Who reads whom: the edges between the calls of a model, from its analysis."""
 
 from filterprune.channels.flow import Flow
+from filterprune.channels.trace import model_in
 
 
 def sources(flow: Flow) -> list[tuple[int, ...]]:
@@ -18,12 +19,15 @@ def sources(flow: Flow) -> list[tuple[int, ...]]:
     """
     found: list[tuple[int, ...]] = [()] * len(flow.calls)
     position = iter(range(len(flow.calls)))
+    called = {id(call.node) for call in flow.calls}
 
     def visit(graph, given):
         known = dict(zip(map(id, graph.inputs), given, strict=True))
         for node in graph.nodes:
             read = [known[id(tensor)] for tensor in node.inputs]
             inner = flow.graphs.get(id(node.op))
+            if inner is None and id(node) not in called:  # a wrapper of a model
+                inner, read = flow.graphs[id(model_in(node.op))], read[:1]
             if inner is not None and len(inner.inputs) == len(read):
                 made = visit(inner, read)
             else:

@@ -19,7 +19,7 @@ import numpy as np
 from filterprune.channels import registry
 from filterprune.channels.activations import activation_layer
 from filterprune.channels.inheriting import why_not_remade
-from filterprune.channels.labels import Channels, LabelTable
+from filterprune.channels.labels import Channels, LabelTable, fit
 from filterprune.channels.trace import (
     Graph,
     Node,
@@ -27,6 +27,7 @@ from filterprune.channels.trace import (
     is_graph,
     is_keras_operation,
     is_layer,
+    model_in,
     takes_training,
     trace,
     without_mask,
@@ -39,33 +40,85 @@ class Ambiguous(Exception):
     """Raised by a rule for a call it cannot explain: the call is a barrier."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Place:
+    """Where gates multiply an output of a call.
+
+    Attributes:
+        output: the number of the output.
+        axis: its axis of channels.
+        gates: the number of the gate of each channel, `(channels,)`.
+    """
+
+    output: int
+    axis: int
+    gates: np.ndarray
+
+
 @dataclasses.dataclass(eq=False, repr=False)
 class Gate:
     """Where one call's output channels can be closed.
 
     Attributes:
         labels: the labels along the output's gated axis; broadcastable to the
-            output where they differ along other axes too.
+            output where they differ along other axes too. One for each gate, if
+            a layer makes channels that are in several outputs or in none.
         axis: the gated axis of the output.
-        weights: for each weight that a closed gate zeroes the shape in which
-            the gates broadcast to it; empty if the gate acts on the output.
-        factor: the weight that a channel's importance is read from, and its
-            axis of output channels; `None` if there is none.
+        weights: for each weight that a closed gate zeroes part of, the number of
+            the gate of each of its entries, an array that broadcasts to it.
+        makers: the weights that make the channels, and their axes of those: that
+            which constants are folded into is the first. Importance is read from
+            them.
         makes: whether the layer makes new channels (a convolution), or passes
             channels on (a normalisation).
         keeps_zero: whether the layer turns zero into zero without a gate.
+        outputs: the outputs that the gates multiply; empty if those on weights
+            are enough.
+        states: for each state that the layer keeps where its gates are (`output`
+            numbers the states).
+        parts: where a layer makes several groups of channels, for each gate which
+            it belongs to, as a path in the layer.
+        takes: arguments of a call that do not hinder the gates.
     """
 
     labels: np.ndarray
     axis: int
-    weights: dict[str, tuple]
-    factor: tuple[str, int] | None
+    weights: dict[str, np.ndarray]
+    makers: dict[str, int]
     makes: bool
     keeps_zero: bool
+    outputs: tuple[Place, ...] = ()
+    states: tuple[Place, ...] = ()
+    parts: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         return self.labels.shape[self.axis]
+
+    @property
+    def factor(self) -> tuple[str, int] | None:
+        """The first of `makers`, `None` if there is none."""
+        return next(iter(self.makers.items()), None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Loop:
+    """A cell that reads its own channels again in the next time step.
+
+    Attributes:
+        path: its path in the layer.
+        labels: the labels of its first state, which broadcast to that.
+        passed_on: whether what it gives is read by the next cell, in the layer.
+        carries: what part of the state goes on as it is, without being read by
+            weights: a function of the cell, its input and the state; `None` for
+            nothing.
+    """
+
+    path: str
+    labels: np.ndarray
+    passed_on: bool = False
+    carries: Callable | None = None
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -93,6 +146,12 @@ class Call:
         holder: the call of the layer that this one is held by, or None.
         training: whether the graph itself asks for training mode, as in
             `BatchNormalization()(x, training=True)`.
+        times: how many times it is made for one sample, as in every time step.
+        reads: weights that `inputs[0]` is multiplied by, and their axes of its
+            channels.
+        carried: which of `inputs` the layer goes on from without reading them as
+            such: states.
+        loops: the cells in it that read their own channels again.
     """
 
     flow: "Flow"
@@ -105,6 +164,10 @@ class Call:
     products: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     holder: "Call | None" = None
     training: bool = False
+    times: int = 1
+    reads: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    carried: list[Channels] = dataclasses.field(default_factory=list)
+    loops: list[Loop] = dataclasses.field(default_factory=list)
 
     @property
     def outputs(self) -> tuple[tuple, ...]:
@@ -267,10 +330,11 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
         ValueError: if the layer's outputs cannot be gated.
     """
     x = keras.KerasTensor(input_shape, dtype=layer.compute_dtype)
-    y = keras.KerasTensor(layer.compute_output_spec(x).shape)
+    ys = keras.tree.flatten(layer.compute_output_spec(x))
     result = Flow(layer)
     inputs = (result.pinned(x.shape, "an input"),)
-    call = Call(result, layer, mask, Node(layer, (x,), {}, (x,), (y,)), "", inputs)
+    node = Node(layer, (x,), {}, (x,), tuple(ys))
+    call = Call(result, layer, mask, node, "", inputs)
     with calling(call):
         try:
             apply_rule(call)
@@ -282,7 +346,7 @@ def gate_of(layer, input_shape, mask=None) -> Gate:
 
 
 def _visit_graph(
-    result: Flow, graph: Graph, inputs, prefix: str, training: bool
+    result: Flow, graph: Graph, inputs, prefix: str, training: bool, times: int = 1
 ) -> list[Channels]:
     result.graphs.setdefault(id(graph.model), graph)
     known = dict(zip(map(id, graph.inputs), inputs, strict=True))
@@ -290,7 +354,7 @@ def _visit_graph(
         channels = [known[id(tensor)] for tensor in node.inputs]
         for tensor, value in zip(
             node.outputs,
-            _visit(result, node, channels, prefix, training),
+            _visit(result, node, channels, prefix, training, times),
             strict=True,
         ):
             known[id(tensor)] = value
@@ -303,7 +367,7 @@ def _visit_graph(
 
 
 def _visit(
-    result: Flow, node: Node, inputs, prefix: str, training: bool
+    result: Flow, node: Node, inputs, prefix: str, training: bool, times: int
 ) -> list[Channels]:
     op = node.op
     path = prefix + op.name
@@ -312,11 +376,21 @@ def _visit(
     if is_graph(op):
         graph = result.graphs.get(id(op)) or trace(op)
         if len(graph.inputs) == len(inputs):
-            return _visit_graph(result, graph, inputs, path + "/", training)
+            return _visit_graph(result, graph, inputs, path + "/", training, times)
+    axis = registry.unseen_axis(type(op))
+    if axis is not None and model_in(op) is not None:
+        call = Call(result, op, None, node, path, tuple(inputs))
+        with calling(call):
+            try:
+                return _visit_model_in(call, axis, training, times)
+            except Ambiguous as error:
+                result.calls.append(call)
+                return _barrier(call, str(error), result.table.count)
     mask = op if getattr(type(op), "masks_channels", False) else None
     bare = op.layer if mask is not None else op
     call = Call(result, bare, mask, node, path, tuple(inputs))
     call.training = training and takes_training(bare)
+    call.times = times
     result.calls.append(call)
     mark = result.table.count
     with calling(call):
@@ -329,8 +403,48 @@ def _visit(
             outputs = _barrier(call, reason, mark)
     _carry_activation(call)
     if call.gate is not None:
-        outputs = [_gated(call, outputs[0])]
+        outputs = _gated(call, outputs)
     return outputs
+
+
+def _visit_model_in(call: Call, axis: int, training: bool, times: int):
+    """Visit the model that a layer calls at each position along an axis."""
+    inner = model_in(call.op)
+    graph = call.flow.graphs.get(id(inner)) or trace(inner)
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise Ambiguous(f"it calls {describe(inner)}, which has several tensors")
+    seen = leave_out(call.inputs[0], axis)
+    times *= call.inputs[0].shape[axis] or 1
+    prefix = f"{call.path}/"
+    (made,) = _visit_graph(call.flow, graph, [seen], prefix, training, times)
+    return [put_back(made, axis, call.outputs[0])]
+
+
+def leave_out(x: Channels, axis: int) -> Channels:
+    """What a held layer sees that does not see an axis.
+
+    What differs along it is tied.
+    """
+    shape = tuple(size for i, size in enumerate(x.shape) if i != axis)
+    first = np.take(x.labels, [0], axis)
+    call = current()
+    call.flow.table.tie(x.labels, first)
+    seen = Channels(shape, np.squeeze(first, axis))
+    call.step([x], [seen], lambda valuation, values: [_one(values[0], axis)])
+    return seen
+
+
+def put_back(x: Channels, axis: int, shape: tuple) -> Channels:
+    """What leaves a held layer, with an axis again that it does not see."""
+    whole = Channels(shape, np.expand_dims(x.labels, axis))
+    current().step([x], [whole], lambda _, values: [np.expand_dims(values[0], axis)])
+    return whole
+
+
+def _one(value: np.ndarray, axis: int) -> np.ndarray:
+    """Values without an axis; unknown where they differ along it."""
+    shape = tuple(1 if i == axis else size for i, size in enumerate(value.shape))
+    return np.squeeze(fit(value, shape), axis)
 
 
 def _carry_activation(call: Call) -> None:
@@ -341,25 +455,20 @@ def _carry_activation(call: Call) -> None:
         config["activation"] = lambda survivors: copy_object(activation)
 
 
-def apply_rule(call: Call) -> list[Channels]:
-    """The channels that come out of a call, by the rule of what was called."""
+def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
+    """The channels that come out of a call, by the rule of what was called.
+
+    Args:
+        call: the call.
+        function: a rule to use instead of the one of its type.
+    """
     bare = call.op
     tensors = dict(zip(map(id, call.node.inputs), call.inputs, strict=True))
     args, kwargs = call.node.fill(tensors)
     kwargs = {k: v for k, v in kwargs.items() if k != "training" and v is not None}
     if is_layer(bare):
         kwargs = without_mask(bare, kwargs)
-        function = registry.layer_rule(type(bare))
-        stated = registry.barrier_reason(type(bare))
-    elif is_keras_operation(bare):
-        function = registry.operation_rule(type(bare))
-        stated = registry.operation_barrier_reason(type(bare))
-    else:
-        function = stated = None
-    if function is None:
-        if stated or not is_layer(bare):
-            raise Ambiguous(stated or "no rule is known for it")
-        function = registry.unknown_rule()
+    function = function or _rule_of(bare)
     if getattr(bare, "quantization_mode", None):
         raise Ambiguous(f"it is quantized ({bare.quantization_mode})")
     if getattr(bare, "lora_enabled", False):
@@ -375,11 +484,26 @@ def apply_rule(call: Call) -> list[Channels]:
         reason = why_not_remade(bare, call.flow.binding(call).config)
         if reason is not None:
             raise Ambiguous(reason)
-    if call.mask is None and is_layer(bare) and not _fits_a_mask(bare, call.node):
+    to_mask = is_layer(bare) and call.mask is None and call.holder is None
+    if to_mask and call.gate is not None and not _fits_a_mask(call):
         call.gate = None  # type: ignore[assignment]
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
     return outputs
+
+
+def _rule_of(op) -> Callable:
+    """The rule for an operation; raises with the reason if there is none."""
+    function = stated = None
+    if is_layer(op):
+        function = registry.layer_rule(type(op))
+        stated = registry.barrier_reason(type(op))
+    elif is_keras_operation(op):
+        function = registry.operation_rule(type(op))
+        stated = registry.operation_barrier_reason(type(op))
+    if function is None and (stated or not is_layer(op)):
+        raise Ambiguous(stated or "no rule is known for it")
+    return function or registry.unknown_rule()
 
 
 def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
@@ -398,12 +522,17 @@ def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
     return tuple(given), {k: v for k, v in kwargs.items() if k not in placed}
 
 
-def _fits_a_mask(layer, node: Node) -> bool:
+def _fits_a_mask(call: Call) -> bool:
     """Whether a masked layer can be called as its layer is here."""
-    first = next(iter(inspect.signature(layer.call).parameters), None)
-    return len(node.args) + (first in node.kwargs) == 1 and not any(
-        value is not None and key not in (first, "training", "mask")
-        for key, value in node.kwargs.items()
+    signature = inspect.signature(call.op.call)
+    first = next(iter(signature.parameters), None)
+    try:
+        given = signature.bind(*call.node.args, **call.node.kwargs).arguments
+    except TypeError:
+        return False
+    known = (first, "training", "mask", *call.gate.takes)
+    return first in given and not any(
+        value is not None and key not in known for key, value in given.items()
     )
 
 
@@ -443,20 +572,25 @@ def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
     ]
 
 
-def _gated(call: Call, made: Channels) -> Channels:
-    """The channels behind the gate of a call: worth zero where it is closed."""
+def _gated(call: Call, made: list[Channels]) -> list[Channels]:
+    """The outputs behind the gates of a call: worth zero where those are closed."""
     gate = call.gate
-    after = Channels(made.shape, made.labels)
+    places = gate.outputs or (Place(0, gate.axis, np.arange(gate.size)),)
+    after = [Channels(channels.shape, channels.labels) for channels in made]
 
     def worth(valuation, values):
         closed = valuation.closed(call, gate)
         if closed is None:
             return values
-        shape = [1] * made.ndim
-        shape[gate.axis] = closed.size
-        return [np.where(closed.reshape(shape), 0.0, values[0])]
+        values = list(values)
+        for place in places:
+            shape = [1] * made[place.output].ndim
+            shape[place.axis] = place.gates.size
+            shut = closed[place.gates].reshape(shape)
+            values[place.output] = np.where(shut, 0.0, values[place.output])
+        return values
 
-    call.step([made], [after], worth)
+    call.step(made, after, worth)
     return after
 
 

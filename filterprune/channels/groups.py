@@ -7,7 +7,7 @@ a slot is kept or removed as a whole, in every layer of the group.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -101,8 +101,8 @@ class Analysis:
         for call in self.makers:
             vector = self.roots[call.gate.labels].ravel()
             np.add.at(filters, vector, 1)
-            for root in np.unique(vector):
-                layers.setdefault(int(root), []).append(call.path)
+            for root, path in self._paths(call, vector):
+                layers.setdefault(root, []).append(path)
         found: dict[tuple, list[int]] = {}
         for root, paths in layers.items():
             key = (tuple(paths), int(signature[root]), self.reasons.get(root))
@@ -111,6 +111,17 @@ class Analysis:
             Group(key[0], np.array(roots), filters[roots], key[2])
             for key, roots in found.items()
         ]
+
+    @staticmethod
+    def _paths(call: Call, vector: np.ndarray) -> Iterator[tuple[int, str]]:
+        """For each root that a call makes the path of what makes it."""
+        parts = call.gate.parts
+        if not parts:
+            yield from ((int(root), call.path) for root in np.unique(vector))
+            return
+        pairs = zip(vector.tolist(), parts, strict=True)
+        for root, part in dict.fromkeys(pairs):
+            yield root, f"{call.path}/{part}"
 
     @property
     def prunable(self) -> list[Group]:

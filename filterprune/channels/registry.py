@@ -16,6 +16,7 @@ _OPERATION_RULES: dict[str, Callable] = {}
 _BARRIERS: dict[type, str] = {}
 _OPERATION_BARRIERS: dict[str, str] = {}
 _UNKNOWN: list[Callable] = []
+_MODEL_CALLERS: dict[type, int] = {}
 
 
 def rule(*classes: type) -> Callable[[Callable], Callable]:
@@ -83,6 +84,22 @@ def for_unknown(function: Callable) -> Callable:
     """Register the rule for layers that have none of their own."""
     _UNKNOWN.append(function)
     return function
+
+
+def calls_models(axis: int, *classes: type) -> None:
+    """State that layers of these types call the model in their `layer`.
+
+    Args:
+        axis: an axis of their input that the model does not see; it is called for
+            each position along it.
+        *classes: the layer classes.
+    """
+    _MODEL_CALLERS.update(dict.fromkeys(classes, axis))
+
+
+def unseen_axis(cls: type) -> int | None:
+    """The axis that a model called by a layer of this class does not see, or None."""
+    return _MODEL_CALLERS.get(cls)
 
 
 def unknown_rule() -> Callable:
@@ -161,12 +178,13 @@ def weight_of(layer, name: str):
     """A weight of a layer by the name of its attribute, or None.
 
     A name such as `"#2"` means the weight of that number, `layer.weights[2]`;
-    one such as `"layer.kernel"` a weight of a layer that the layer holds.
+    one such as `"layer.kernel"` a weight of a layer that the layer holds, and
+    `"cells.0.kernel"` of the first in a list of those.
     """
     if name.startswith("#"):
         return layer.weights[int(name[1:])]
     for part in name.split("."):
-        layer = getattr(layer, part, None)
+        layer = layer[int(part)] if part.isdigit() else getattr(layer, part, None)
     return layer
 
 

@@ -71,6 +71,12 @@ def is_graph(op) -> bool:
     return _functional(op) is not None
 
 
+def model_in(op):
+    """The functional or sequential model that a wrapper of layers wraps, or None."""
+    inner = getattr(op, "layer", None)
+    return inner if isinstance(op, keras.layers.Wrapper) and is_graph(inner) else None
+
+
 def check_model(model, what: str = "model") -> None:
     """Raise unless `model` is a built functional or sequential Keras model."""
     if not isinstance(model, keras.Model):

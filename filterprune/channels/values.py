@@ -78,6 +78,21 @@ class Valuation:
         even = (rows == rows[:1]).all(axis=0)
         return even & self.dead[rows[0]]
 
+    def behind(self, call: Call, labels) -> np.ndarray:
+        """What a layer reads again of channels that it makes itself: zero behind
+        closed gates, else unknown.
+        """
+        while call.holder is not None:
+            call = call.holder
+        gate = call.gate
+        closed = None if gate is None else self.closed(call, gate)
+        if closed is None:
+            return np.full(labels.shape, np.nan)
+        roots = self.flow.table.roots()
+        own = roots[gate.labels].ravel()
+        shut = np.setdiff1d(own[closed], own[~closed])
+        return np.where(np.isin(roots[labels], shut), 0.0, np.nan)
+
     def read(self, call: Call, labels, constants, fold: bool) -> None:
         """A layer reads channels, those that are dead with these constants."""
         roots = self.flow.table.roots()[labels]

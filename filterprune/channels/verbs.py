@@ -21,6 +21,7 @@ from filterprune.channels.activations import activation_of
 from filterprune.channels.binding import (
     bind_weights,
     gate_output,
+    makes_channels,
     note_resizing,
     with_outputs,
 )
@@ -36,6 +37,7 @@ from filterprune.channels.constants import (
 )
 from filterprune.channels.flow import Ambiguous, current, describe
 from filterprune.channels.labels import Channels, squeeze_uniform
+from filterprune.channels.registry import weight_of
 
 
 def channel_axis(layer) -> int:
@@ -58,7 +60,8 @@ def mix(
     axis: int | None = None,
     fold: bool = False,
     gates: Sequence[str] | None = None,
-    positions: str = "out",
+    positions: str | None = "out",
+    bind: dict[str, str] | None = None,
     **weights: str,
 ) -> Channels:
     """The layer mixes the channels it reads and makes new ones.
@@ -75,13 +78,15 @@ def mix(
             padding with zeros), so that it can move into the bias.
         gates: the weights that a closed gate zeroes, the factor first.
             Defaults to all weights with an `out` axis.
-        positions: `"out"` or `"in"`: at which positions the first weight is
-            multiplied, for the cost.
+        positions: `"out"` or `"in"`: at which positions the weights are
+            multiplied, for the cost; `None` if they are not, but looked up.
+        bind: the same as `weights`, as a dict.
         **weights: for each weight the names of its axes.
 
     Returns:
         The `Channels` of the output.
     """
+    weights = {**(bind or {}), **weights}
     call = current()
     activation = activation_of(call.op)
     axis = channel_axis(call.op) if axis is None else axis
@@ -99,12 +104,12 @@ def mix(
     bind_weights(weights, known)
     note_resizing(resize, known)
     output = Channels(shape, spread(made, len(shape), axis))
-    for name in weights:
-        if len(getattr(getattr(call.op, name, None), "shape", ())) > 1:
+    for name in weights if positions is not None else ():
+        if len(getattr(weight_of(call.op, name), "shape", ())) > 1:
             at = output if positions == "out" else x
             call.products.append((name, count_positions(at, axis)))
     if gates is None:
-        gates = [name for name, spec in weights.items() if "out" in spec.split()]
+        gates = [name for name, spec in weights.items() if makes_channels(spec)]
     gate_output(output.labels, axis % len(shape), gates, weights, makes=True)
     if not activation.elementwise:
         table.pin(made, coupling(call, activation.name))

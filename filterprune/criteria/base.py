@@ -101,7 +101,7 @@ class Criterion:
     def scored(self, slots: Slots) -> list[tuple]:
         """The scores of every weight: pairs of slots (-1 for none) and scores."""
         scored = []
-        for part in slots.parts(*self.roles):
+        for part in slots.filters_of(*self.roles):
             found = np.asarray(self(part.rows), "float64")
             if found.shape != (part.slots.size,) or not np.isfinite(found).all():
                 raise ValueError(

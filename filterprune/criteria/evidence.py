@@ -19,8 +19,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call
+from filterprune.channels.flow import Call, Loop
 from filterprune.channels.labels import squeeze_uniform
+from filterprune.criteria import recurrence
 from filterprune.slots import Slots
 
 
@@ -36,6 +37,7 @@ class Reading:
             tensor.
         share: what part of its effect counts: of the factors of one product
             each has the effect of all.
+        loop: the cell that reads it, of what a layer reads again of its own.
     """
 
     call: Call
@@ -43,6 +45,7 @@ class Reading:
     tensor: keras.KerasTensor
     slots: np.ndarray
     share: float = 1.0
+    loop: Loop | None = None
 
 
 def readers(slots: Slots) -> list[Reading]:
@@ -56,6 +59,11 @@ def readers(slots: Slots) -> list[Reading]:
         ]
         given = [triple for triple in given if (triple[2] >= 0).any()]
         found += [Reading(call, *triple, 1 / len(given)) for triple in given]
+        for loop in call.loops:
+            seen = slots.of(loop.labels)
+            if (seen >= 0).any():
+                state = keras.KerasTensor((None, *seen.shape[1:]))
+                found.append(Reading(call, -1, state, seen, loop=loop))
     return found
 
 
@@ -96,6 +104,7 @@ def _given(slots: Slots, call: Call) -> list[tuple]:
     triples = [
         (place, tensor, squeeze_uniform(slots.of(channels.labels)))
         for place, tensor, channels in zip(places, call.node.inputs, call.inputs)
+        if all(channels is not carried for carried in call.carried)
     ]
     return [triple for triple in triples if (triple[2] >= 0).any()]
 
@@ -147,10 +156,18 @@ def tapping(model, readings: list[Reading], tap: Callable) -> Iterator[None]:
 
 def _tapped(call, turn, tap, *args, **kwargs):
     leaves = keras.tree.flatten((args, kwargs))
+    gates = []
     for reading in next(turn):
-        leaves[reading.place] = tap(reading, leaves[reading.place])
+        if reading.loop is None:
+            leaves[reading.place] = tap(reading, leaves[reading.place])
+        else:
+            opened = recurrence.ones_for(reading.loop.labels, leaves[0])
+            gates.append((reading.loop, tap(reading, opened)))
     args, kwargs = keras.tree.pack_sequence_as((args, kwargs), leaves)
-    return call(*args, **kwargs)
+    if not gates:
+        return call(*args, **kwargs)
+    with recurrence.gated_steps(reading.call.op, gates):
+        return call(*args, **kwargs)
 
 
 def activations(slots: Slots, readings, measure: Callable, batches) -> list:

@@ -106,7 +106,8 @@ class LatencyModel:
                     "model, or the one that it was made of, to "
                     "`filterprune.measure_latency`."
                 )
-            tables.append(min(fitting, key=lambda table: table.seconds.sum()))
+            table = min(fitting, key=lambda table: table.seconds.sum())
+            tables.append(table.repeated(unit.call.times))
         axes = [[axis.entries for axis in unit.axes] for unit in found]
         return Latency(analysis, Interpolation(tables, axes), self)
 

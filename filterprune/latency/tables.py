@@ -20,6 +20,10 @@ class Table:
     sizes: tuple[np.ndarray, ...]
     seconds: np.ndarray
 
+    def repeated(self, times: int) -> "Table":
+        """How long so many calls take, one after the other."""
+        return dataclasses.replace(self, seconds=self.seconds * times)
+
     def covers(self, sizes: Sequence[int]) -> bool:
         """Whether it reaches as far as these sizes."""
         return len(sizes) == len(self.sizes) and all(

@@ -11,8 +11,9 @@ import numpy as np
 from filterprune.channels.flow import Call
 from filterprune.channels.groups import Analysis
 from filterprune.channels.labels import Channels
+from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
-from filterprune.channels.trace import is_layer, takes_training, without_mask
+from filterprune.channels.trace import is_layer, parts_of, takes_training, without_mask
 from filterprune.latency.running import runner
 from filterprune.resizing import Resizer
 from filterprune.verification import generate_inputs
@@ -118,7 +119,20 @@ def _unit(analysis: Analysis, call: Call, free: np.ndarray, batch_size: int) -> 
         default=_describe,
         sort_keys=True,
     )
-    return Unit(call, signature, _axes([v[1] for v in vectors if v is not None], free))
+    along = [v[1] for v in vectors if v is not None]
+    return Unit(call, signature, _axes(along + _hidden(analysis, call, free), free))
+
+
+def _hidden(analysis: Analysis, call: Call, free) -> list[np.ndarray]:
+    """The roots of channels that a layer may keep to itself, as stacked cells do."""
+    parts = () if call.gate is None else call.gate.parts
+    vectors = []
+    for part in dict.fromkeys(parts):
+        chosen = np.array([name == part for name in parts])
+        roots = analysis.roots[call.gate.labels[chosen]]
+        if free[roots].any():
+            vectors.append(roots)
+    return vectors
 
 
 def _vector(analysis, channels: Channels, free) -> tuple[int, np.ndarray] | None:
@@ -161,7 +175,24 @@ def _config(analysis: Analysis, call: Call) -> dict:
         for key, value in config.items()
         if not key.startswith("_") and key not in {"name", "trainable", *sizes}
     }
-    return {**kept, "arguments": str(constants)}
+    held = [_held(binding, part) for part in parts_of(call.op)] if sizes else []
+    kept["arguments"] = str(constants)
+    return {**kept, "held": held} if held else kept
+
+
+def _held(binding, part) -> list:
+    """What tells a layer that another one holds, its sizes left out."""
+    axes = {id(weight_of(binding.layer, name)): a for name, a in binding.axes.items()}
+    shapes = [
+        [
+            size if labels is None else None
+            for size, labels in zip(
+                weight.shape, axes.get(id(weight), (None,) * len(weight.shape))
+            )
+        ]
+        for weight in part.weights
+    ]
+    return [type(part).__name__, shapes]
 
 
 def _describe(value) -> str:

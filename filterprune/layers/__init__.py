@@ -14,6 +14,7 @@ from filterprune.layers.conv import (
     MaskedSeparableConv2D,
 )
 from filterprune.layers.dense import MaskedDense
+from filterprune.layers.embeddings import MaskedEmbedding, MaskedReversibleEmbedding
 from filterprune.layers.following import Gate, MaskedBatchNormalization
 from filterprune.layers.normalising import (
     MaskedActivation,
@@ -23,26 +24,46 @@ from filterprune.layers.normalising import (
     MaskedSoftmax,
     MaskedUnitNormalization,
 )
+from filterprune.layers.recurrent import (
+    MaskedBidirectional,
+    MaskedConvLSTM1D,
+    MaskedConvLSTM2D,
+    MaskedConvLSTM3D,
+    MaskedGRU,
+    MaskedLSTM,
+    MaskedRNN,
+    MaskedSimpleRNN,
+)
 
 __all__ = [
     "Gate",
     "Masked",
     "MaskedActivation",
     "MaskedBatchNormalization",
+    "MaskedBidirectional",
     "MaskedConv1D",
     "MaskedConv1DTranspose",
     "MaskedConv2D",
     "MaskedConv2DTranspose",
     "MaskedConv3D",
     "MaskedConv3DTranspose",
+    "MaskedConvLSTM1D",
+    "MaskedConvLSTM2D",
+    "MaskedConvLSTM3D",
     "MaskedDense",
     "MaskedDepthwiseConv1D",
     "MaskedDepthwiseConv2D",
+    "MaskedEmbedding",
+    "MaskedGRU",
     "MaskedGroupNormalization",
+    "MaskedLSTM",
     "MaskedLayerNormalization",
     "MaskedRMSNormalization",
+    "MaskedRNN",
+    "MaskedReversibleEmbedding",
     "MaskedSeparableConv1D",
     "MaskedSeparableConv2D",
+    "MaskedSimpleRNN",
     "MaskedSoftmax",
     "MaskedUnitNormalization",
 ]

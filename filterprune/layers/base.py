@@ -96,6 +96,7 @@ class Masked(keras.layers.Wrapper):
         self.axis = axis
         self.gated_axis: Any = None
         self.supports_masking = layer.supports_masking
+        self.autocast = layer.autocast
         self._passes = [
             name for name in ("training", "mask") if name in _arguments(layer)
         ]
@@ -103,11 +104,10 @@ class Masked(keras.layers.Wrapper):
     def build(self, input_shape):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
-        plan = gate_of(self.layer, tuple(input_shape), self)
-        self.gated_axis = plan.axis
-        self._gated_weights = plan.weights
+        self._plan = gate_of(self.layer, tuple(input_shape), self)
+        self.gated_axis = self._plan.axis
         self.gate = self.add_weight(
-            name="gate", shape=(plan.size,), initializer="ones", trainable=False
+            name="gate", shape=(self._plan.size,), initializer="ones", trainable=False
         )
         self.built = True
 
@@ -127,34 +127,68 @@ class Masked(keras.layers.Wrapper):
         return keras.ops.convert_to_numpy(self.gate) == 0
 
     def call(self, inputs, training=None, mask=None):
-        given = {"training": training, "mask": mask}
-        kwargs = {name: given[name] for name in self._passes}
-        if not self._gated_weights:
-            outputs = self.layer.call(inputs, **kwargs)
-            shape = [1] * len(outputs.shape)
-            shape[self.gated_axis] = self.gate.shape[0]
-            gate = keras.ops.cast(self.gate, outputs.dtype)
-            return outputs * keras.ops.reshape(gate, shape)
-        weights = self.layer.weights
-        gated = {
-            id(weight_of(self.layer, name)): self._close(name)
-            for name in self._gated_weights
+        return self._gated_call(inputs, training=training, mask=mask)
+
+    def _gated_call(self, *args, **given):
+        """Call the layer with gates on its weights and on its outputs."""
+        kwargs = {
+            name: value
+            for name, value in given.items()
+            if name in self._passes or name not in ("training", "mask")
         }
-        values = [(w, gated.get(id(w), w)) for w in weights]
+        outputs = self._call_with_gated_weights(*args, **kwargs)
+        if not self._plan.outputs:
+            return outputs
+        flat = keras.tree.flatten(outputs)
+        for place in self._plan.outputs:
+            flat[place.output] = self._close(flat[place.output], place)
+        return keras.tree.pack_sequence_as(outputs, flat)
+
+    def _call_with_gated_weights(self, *args, **kwargs):
+        if not self._plan.weights:
+            return self.layer.call(*args, **kwargs)
+        gated = {
+            id(weight_of(self.layer, name)): self._close_weight(name)
+            for name in self._plan.weights
+        }
+        # What the layer changes, such as moving statistics and seeds, is its own.
+        variables = [*self.layer.variables, *self._states()]
+        values = [(v, gated.get(id(v), v)) for v in variables]
         with keras.StatelessScope(values) as scope:
-            before = [scope.get_current_value(w) for w in weights]
-            outputs = self.layer.call(inputs, **kwargs)
-        for weight, old in zip(weights, before, strict=True):
-            new = scope.get_current_value(weight)
-            if new is not old:  # moving statistics
-                weight.assign(new)
+            before = [scope.get_current_value(v) for v in variables]
+            outputs = self.layer.call(*args, **kwargs)
+        for variable, old in zip(variables, before, strict=True):
+            new = scope.get_current_value(variable)
+            if new is not old:
+                variable.assign(new)
         return outputs
 
-    def _close(self, name):
-        """A weight times the gates, along its axis of output channels."""
-        weight = weight_of(self.layer, name)
-        gate = keras.ops.cast(self.gate, weight.dtype)
-        return weight * keras.ops.reshape(gate, self._gated_weights[name])
+    def _states(self) -> list:
+        """Variables that the layer changes and Keras does not list."""
+        return []
+
+    def _close(self, tensor, place):
+        """A tensor times the gates of its channels."""
+        shape = [1] * len(tensor.shape)
+        shape[place.axis] = place.gates.size
+        gate = self._gates(place.gates, tensor.dtype)
+        return tensor * keras.ops.reshape(gate, shape)
+
+    def _close_weight(self, name):
+        """A weight times the gates of its entries."""
+        weight, numbers = weight_of(self.layer, name), self._plan.weights[name]
+        gate = self._gates(numbers.ravel(), weight.dtype)
+        return weight * keras.ops.reshape(gate, numbers.shape)
+
+    def _gates(self, numbers: np.ndarray, dtype):
+        """The gates of these numbers."""
+        gate = keras.ops.cast(self.gate, dtype)
+        if np.array_equal(numbers, np.arange(self._plan.size)):
+            return gate
+        return keras.ops.take(gate, numbers, axis=0)
+
+    def compute_mask(self, inputs, previous_mask):
+        return self.layer.compute_mask(inputs, previous_mask)
 
     def compute_output_spec(self, inputs, training=None, mask=None):
         return self.layer.compute_output_spec(inputs)

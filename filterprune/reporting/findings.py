@@ -93,7 +93,7 @@ def _widths(call: Call, made: Channels, survivors: Survivors):
     sizes = made.labels.shape
     axis = max(range(len(sizes)), key=lambda i: (sizes[i], i), default=0)
     if call.gate is not None:
-        axis = call.gate.axis
+        axis = call.gate.outputs[0].axis if call.gate.outputs else call.gate.axis
     if math.prod(sizes) == 1 and call.gate is None:
         return None, None
     return made.shape[axis], survivors.shape(made)[axis]

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import sequences
 from exactness import check_exact, close_at_random, randomise
 from keras import layers, ops
 
@@ -347,6 +348,9 @@ CASES = {
         )
     ],
 }
+
+for _layer, _cases in sequences.CASES.items():
+    CASES[_layer] = CASES.get(_layer, []) + _cases
 
 ARRAY = np.arange(8, dtype="float32") - 2.5
 WINDOW = np.hanning(6)

@@ -12,7 +12,7 @@ from keras import layers
 
 import filterprune
 from filterprune.channels.registry import weight_of
-from filterprune.layers import Gate, Masked
+from filterprune.layers import Gate, Masked, MaskedRNN  # see test_recurrent.py
 
 # Elsewhere Keras normalises in float32, whatever the dtype.
 DOUBLE = 1e-12 if keras.backend.backend() == "tensorflow" else 1e-6
@@ -30,6 +30,7 @@ class Case:
         weights: for each weight with gates its axis (or axes) of channels.
         couples: whether channels depend on each other, as in a softmax.
         kind: the masked layer, if `filterprune.wrap` does not take it by itself.
+        numbers: how many different integers it takes, of one that takes those.
     """
 
     make: functools.partial
@@ -40,6 +41,7 @@ class Case:
     )
     couples: bool = False
     kind: type | None = None
+    numbers: int | None = None
 
     def plain(self, **kwargs):
         layer = self.make(name="plain", **kwargs)
@@ -66,6 +68,10 @@ class Case:
 
     def inputs(self, dtype="float32"):
         rng = np.random.default_rng(1)
+        if self.numbers is not None:
+            return keras.ops.cast(
+                rng.integers(0, self.numbers, (3, *self.shape)), "int32"
+            )
         return keras.ops.cast(rng.normal(size=(3, *self.shape)), dtype)
 
 
@@ -167,6 +173,16 @@ CASES = {
     "Activation softmax": Case(case(layers.Activation, "softmax"), (4,), -1, {}, True),
     "Activation sigmoid": Case(case(layers.Activation, "sigmoid"), (6, 6, 4), -1, {}),
     "Activation softplus": Case(case(layers.Activation, "softplus"), (4,), -1, {}),
+    "Embedding": Case(
+        case(layers.Embedding, 5, 4), (6,), -1, {"embeddings": (-1,)}, numbers=5
+    ),
+    "ReversibleEmbedding": Case(
+        case(layers.ReversibleEmbedding, 5, 4),
+        (6,),
+        -1,
+        {"embeddings": (-1,)},
+        numbers=5,
+    ),
     "a gate": Case(case(layers.Identity), (6, 6, 4), -1, {}, False, Gate),
     "Rescaling": Case(case(layers.Rescaling, 2.0, offset=0.5), (6, 6, 4), -1, {}),
 }
@@ -204,6 +220,7 @@ def test_every_masked_layer_has_a_case():
         name
         for name in filterprune.layers.__all__
         if issubclass(getattr(filterprune.layers, name), Masked)
+        and not issubclass(getattr(filterprune.layers, name), MaskedRNN)
     }
     assert public - tested == set()
 

@@ -17,7 +17,6 @@ known_barrier(
 )
 known_barrier(
     "it wraps another layer and is not supported yet",
-    layers.Bidirectional,
     layers.Pipeline,
 )
 known_barrier(
@@ -28,24 +27,8 @@ known_barrier(
     layers.MultiHeadAttention,
 )
 known_barrier(
-    "recurrent layers are not supported yet",
-    layers.ConvLSTM1D,
-    layers.ConvLSTM2D,
-    layers.ConvLSTM3D,
-    layers.GRU,
-    layers.GRUCell,
-    layers.LSTM,
-    layers.LSTMCell,
-    layers.RNN,
-    layers.SimpleRNN,
-    layers.SimpleRNNCell,
-    layers.StackedRNNCells,
-)
-known_barrier(
     "it is not supported yet",
     layers.EinsumDense,
-    layers.Embedding,
-    layers.ReversibleEmbedding,
 )
 known_barrier(
     "it prepares inputs, whose channels are fixed",

@@ -4,8 +4,10 @@ from keras import layers
 
 from filterprune.channels.flow import current
 from filterprune.channels.holding import hold
-from filterprune.channels.registry import rule
+from filterprune.channels.registry import calls_models, rule
 from filterprune.channels.verbs import barrier, same
+
+calls_models(1, layers.TimeDistributed)
 
 
 @rule(layers.TimeDistributed)
