@@ -28,7 +28,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 def check_page(path) -> str:
     """Parse a page and run its Python blocks one after another."""
     text = path.read_text()
-    if not re.search(r"\.\. (toctree|testcode|testoutput|auto\w+)::|:download:`", text):
+    if not re.search(
+        r"\.\. (toctree|testcode|testoutput|literalinclude|auto\w+)::|:download:`", text
+    ):
         docutils.core.publish_doctree(text, settings_overrides={"halt_level": 2})
     blocks = re.findall(
         r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text, re.MULTILINE

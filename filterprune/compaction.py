@@ -17,7 +17,7 @@ from filterprune.slots import masked_analysis
 from filterprune.verification import verify_same
 
 
-def compact(masked, verify=True):
+def compact(masked, verify: bool = True):
     """Remove every channel whose gate is closed: the third of the three moves.
 
     The result computes the same function as `masked` in inference mode, up to

@@ -47,6 +47,7 @@ def build() -> keras.Model:
     image = keras.Input((8, 8, 3))
     t = keras.layers.Conv2D(8, 3, activation="relu", name="first")(image)
     t = keras.layers.Conv2D(8, 3, activation="relu", name="second")(Scale()(t))
+    t = keras.layers.BatchNormalization()(t)
     t = keras.layers.GlobalAveragePooling2D()(t)
     model = keras.Model(image, keras.layers.Dense(3, name="head")(t))
     model.compile("sgd", "mse")
@@ -59,11 +60,11 @@ def train(x: np.ndarray, y: np.ndarray, folder: pathlib.Path) -> None:
     filterprune.analyze(by_clone)
     filterprune.wrap_model(model, exclude="head")
     filterprune.wrap_model(model, exclude=keras.layers.Dense)
-    filterprune.wrap_model(model, exclude=["head", lambda layer: False])
+    filterprune.wrap_model(model, exclude=["head", lambda layer: layer.name == "first"])
     masked = filterprune.wrap_model(model, exclude=("head",))
 
     schedule: filterprune.Schedule = filterprune.PolynomialDecay(
-        initial_sparsity=0.0, final_sparsity=0.5, begin_step=0, end_step=4
+        initial_sparsity=0.0, final_sparsity=0.5, begin_step=0, end_step=2
     )
     schedules.ConstantSparsity(0.5)
     assert_type(schedule(3), float)
@@ -83,12 +84,12 @@ def train(x: np.ndarray, y: np.ndarray, folder: pathlib.Path) -> None:
         filterprune.GroupLasso(1e-4),
         filterprune.PruningTensorBoard(folder / "logs"),
     ]
-    history = masked.fit(x, y, epochs=2, callbacks=callbacks, verbose=0)
+    history = masked.fit(x, y, epochs=2, callbacks=callbacks)
     plots.sparsity(history)
 
     small = filterprune.compact(masked, verify=True)
     small.save(folder / "small.keras")
-    small.fit(x, y, verbose=0)
+    small.fit(x, y)
     exported = filterprune.export_model(small, folder / "small.tflite", "litert")
     print(exported.path.name, exported.bytes, exported.difference)
 
@@ -105,8 +106,9 @@ def prune(x: np.ndarray, y: np.ndarray) -> None:
     filterprune.prune(masked, 0.3, overrides={"first": 0.5})
     filterprune.prune(masked, target="macs", budget=0.6 * full)
     latency = filterprune.measure_latency(model, points=2, verbose=0)
-    filterprune.prune(filterprune.wrap_model(model), 0.1, target=latency)
     assert_type(latency.predict(model), float)
+    if latency.predict(model) > 1:  # this small model has no time to give away
+        filterprune.prune(filterprune.wrap_model(model), 0.1, target=latency)
     filterprune.recalibrate(masked, x)
     filterprune.distill(masked, teacher=model)
 
