@@ -1,12 +1,16 @@
 """The callback that closes gates while a model trains: when, not which."""
 
 import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
 
 from filterprune import criteria
 from filterprune.budget import Budget
+from filterprune.criteria.base import Scorer
 from filterprune.errors import PruningWarning
+from filterprune.latency import LatencyModel
 from filterprune.limits import Limits
 from filterprune.origin import Origin
 from filterprune.schedules import (
@@ -86,21 +90,21 @@ class FilterPruningCallback(keras.callbacks.Callback):
 
     def __init__(
         self,
-        schedule,
-        frequency=None,
-        criterion="group",
-        scope="global",
-        min_filters=1,
-        round_to=None,
-        end_fraction=END_FRACTION,
-        target="filters",
-        budget=None,
-        rounding="nearest",
-        max_sparsity=1.0,
-        overrides=None,
-        regrow_until=None,
-        softness=0.5,
-        kinds=None,
+        schedule: Schedule,
+        frequency: int | None = None,
+        criterion: Scorer = "group",
+        scope: str | Mapping[str, Any] = "global",
+        min_filters: int = 1,
+        round_to: int | None = None,
+        end_fraction: float = END_FRACTION,
+        target: str | LatencyModel = "filters",
+        budget: float | None = None,
+        rounding: str = "nearest",
+        max_sparsity: float = 1.0,
+        overrides: Mapping[str, Any] | None = None,
+        regrow_until: int | float | None = None,
+        softness: float = 0.5,
+        kinds: Iterable[str] | None = None,
     ):
         super().__init__()
         if not isinstance(schedule, Schedule):

@@ -5,19 +5,19 @@ import warnings
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, Gate, Place
+from filterprune.channels.flow import Call, Gate, Place, describe
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
 from filterprune.compiling import Move, compile_alike
-from filterprune.errors import PruningWarning
+from filterprune.errors import PruningWarning, VerificationError
 from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
 from filterprune.resizing import Resizer
 from filterprune.slots import masked_analysis
 from filterprune.verification import verify_same
 
 
-def compact(masked, verify=True):
+def compact(masked, verify: bool = True):
     """Remove every channel whose gate is closed: the third of the three moves.
 
     The result computes the same function as `masked` in inference mode, up to
@@ -38,7 +38,8 @@ def compact(masked, verify=True):
         TypeError: if `masked` is no Keras model.
         ValueError: if `masked` is subclassed, not built or has no gates.
         filterprune.VerificationError: if the outputs of both models differ; it
-            names the first layer whose output does.
+            names the first layer whose output does. Also if the rule of a layer
+            leaves a weight of another shape than the layer makes.
 
     Example:
 
@@ -79,6 +80,17 @@ def _warn_of(stays: dict[int, str]) -> None:
             "`print(filterprune.analyze(masked))` tells more.",
             PruningWarning,
             stacklevel=3,
+        )
+
+
+def _check_shape(call: Call, target, value: np.ndarray) -> None:
+    """Complain of a rule that binds a weight otherwise than the layer makes it."""
+    if tuple(target.shape) != value.shape:
+        raise VerificationError(
+            f"The rule of {describe(call.op)} leaves {value.shape} of a weight "
+            f"({target.path}) that the layer makes as {tuple(target.shape)} once "
+            "channels are gone. Bind every axis of every weight that runs along "
+            "channels, and name in `resize` the config entries that count them."
         )
 
 
@@ -181,7 +193,9 @@ class _Compactor(Resizer):
                 value = value + shift.astype(value.dtype)
             if name in scales:
                 value = value * np.asarray(scales[name](self.survivors), value.dtype)
-            target.assign(self.survivors.slice(value, axes.get(name, ())))
+            value = self.survivors.slice(value, axes.get(name, ()))
+            _check_shape(call, target, value)
+            target.assign(value)
             moves.append(Move(weight, target, axes.get(name, ())))
         return moves
 

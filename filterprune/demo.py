@@ -108,7 +108,8 @@ class DemoResult:
         from rich.console import Console
 
         stream = io.StringIO()
-        Console(file=stream, width=80, color_system=None).print(self.table())
+        console = Console(file=stream, width=80, color_system=None, force_jupyter=False)
+        console.print(self.table())
         return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
     def _rows(self):

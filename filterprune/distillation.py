@@ -18,7 +18,12 @@ ROUNDING = 1e-2
 
 
 def distill(
-    student, teacher, alpha=0.5, temperature=4.0, distance="kl", from_logits=None
+    student,
+    teacher,
+    alpha: float = 0.5,
+    temperature: float = 4.0,
+    distance: str | Any = "kl",
+    from_logits: bool | None = None,
 ):
     """Let a model learn from a teacher too, whenever it is trained.
 

@@ -81,7 +81,13 @@ class Export:
     difference: float | None = None
 
 
-def export_model(model, path, format, verify=True, overwrite=False) -> Export:
+def export_model(
+    model,
+    path: str | os.PathLike,
+    format: str,
+    verify: bool = True,
+    overwrite: bool = False,
+) -> Export:
     """Export a model for another runtime and check what that computes.
 
     Keras converts; what it wrote is run on generated inputs and must compute what

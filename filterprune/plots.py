@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from filterprune.criteria.base import Scorer
 from filterprune.limits import Limits
 from filterprune.report import Report
 from filterprune.selection import Selector
@@ -104,7 +105,13 @@ def sparsity(history, ax=None):
     return _finish(ax, "y")
 
 
-def importance(masked, criterion="group", sparsity=None, ax=None, **limits):
+def importance(
+    masked,
+    criterion: Scorer = "group",
+    sparsity: float | None = None,
+    ax=None,
+    **limits,
+):
     """How important the channels of each group are, and where the cut is.
 
     Args:
@@ -220,7 +227,7 @@ def _map(result, metric, ax):
     return ax
 
 
-def tradeoff(series, dense=None, metric="accuracy", ax=None):
+def tradeoff(series, dense=None, metric: str = "accuracy", ax=None):
     """Accuracy against multiply-accumulates: what pruning costs and gains.
 
     Args:

@@ -17,7 +17,13 @@ from filterprune.schedules import is_integer
 STATISTICS = ("moving_mean", "moving_variance", "moving_stddev")
 
 
-def recalibrate(model, data, steps=None, momentum=None, batch_size=32):
+def recalibrate(
+    model,
+    data,
+    steps: int | None = None,
+    momentum: float | None = None,
+    batch_size: int = 32,
+):
     """Estimate the moving statistics of batch normalisation anew.
 
     Closing gates changes what the layers behind them read, and the means and

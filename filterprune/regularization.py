@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from filterprune import criteria
+from filterprune.criteria.base import Scorer
 from filterprune.origin import Origin
 from filterprune.schedules import (
     END_FRACTION,
@@ -42,7 +43,11 @@ class GroupRegularizer(keras.callbacks.Callback):
     roles: tuple[str, ...] = ("maker", "reader")
 
     def __init__(
-        self, strength, frequency=10, end_step=None, end_fraction=END_FRACTION
+        self,
+        strength: float,
+        frequency: int = 10,
+        end_step: int | None = None,
+        end_fraction: float = END_FRACTION,
     ):
         super().__init__()
         if isinstance(strength, bool) or not strength > 0:
@@ -163,7 +168,11 @@ class GroupLasso(GroupRegularizer):
     """
 
     def __init__(
-        self, strength=1e-4, frequency=10, end_step=None, end_fraction=END_FRACTION
+        self,
+        strength: float = 1e-4,
+        frequency: int = 10,
+        end_step: int | None = None,
+        end_fraction: float = END_FRACTION,
     ):
         super().__init__(strength, frequency, end_step, end_fraction)
 
@@ -214,7 +223,11 @@ class ScaleL1(GroupRegularizer):
     roles = ("scale",)
 
     def __init__(
-        self, strength=1e-3, frequency=10, end_step=None, end_fraction=END_FRACTION
+        self,
+        strength: float = 1e-3,
+        frequency: int = 10,
+        end_step: int | None = None,
+        end_fraction: float = END_FRACTION,
     ):
         super().__init__(strength, frequency, end_step, end_fraction)
 
@@ -273,12 +286,12 @@ class GrowingRegularization(GroupRegularizer):
 
     def __init__(
         self,
-        strength=1.0,
-        sparsity=0.5,
-        criterion="group",
-        frequency=10,
-        end_step=None,
-        end_fraction=END_FRACTION,
+        strength: float = 1.0,
+        sparsity: float = 0.5,
+        criterion: Scorer = "group",
+        frequency: int = 10,
+        end_step: int | None = None,
+        end_fraction: float = END_FRACTION,
     ):
         super().__init__(strength, frequency, end_step, end_fraction)
         if isinstance(sparsity, bool) or not 0 < sparsity < 1:

@@ -1,12 +1,16 @@
 """Which gates close: scores, limits and a budget."""
 
 import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from filterprune import criteria
 from filterprune.budget import UNITS, Budget
+from filterprune.criteria.base import Scorer
 from filterprune.errors import PruningWarning
+from filterprune.latency import LatencyModel
 from filterprune.limits import Limits
 from filterprune.origin import Origin
 from filterprune.schedules import check_sparsity
@@ -39,7 +43,7 @@ class Selector:
     def __init__(
         self,
         model,
-        criterion="group",
+        criterion: Scorer = "group",
         limits: Limits | None = None,
         budget: Budget | None = None,
         origin: Origin | None = None,
@@ -281,18 +285,18 @@ class Selector:
 
 def prune(
     masked,
-    sparsity=None,
-    criterion="group",
-    scope="global",
-    min_filters=1,
-    round_to=None,
-    target="filters",
-    budget=None,
-    rounding="nearest",
-    max_sparsity=1.0,
-    overrides=None,
-    kinds=None,
-):
+    sparsity: float | None = None,
+    criterion: Scorer = "group",
+    scope: str | Mapping[str, Any] = "global",
+    min_filters: int = 1,
+    round_to: int | None = None,
+    target: str | LatencyModel = "filters",
+    budget: float | None = None,
+    rounding: str = "nearest",
+    max_sparsity: float = 1.0,
+    overrides: Mapping[str, Any] | None = None,
+    kinds: Iterable[str] | None = None,
+) -> float:
     """Close gates in one shot, outside training.
 
     Args:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 
 from filterprune.channels.groups import study
 from filterprune.channels.trace import check_model
+from filterprune.criteria.base import Scorer
 from filterprune.criteria.batches import check_count
 from filterprune.limits import check_patterns, matches
 from filterprune.schedules import check_sparsity
@@ -54,12 +55,12 @@ class Sensitivity:
 def sensitivity(
     model,
     data,
-    sparsities=(0.1, 0.25, 0.5, 0.75, 0.9),
-    criterion="group",
-    groups=None,
-    batch_size=32,
-    steps=None,
-    verbose="auto",
+    sparsities: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9),
+    criterion: Scorer = "group",
+    groups: str | Iterable[str] | None = None,
+    batch_size: int = 32,
+    steps: int | None = None,
+    verbose: str | int = "auto",
 ) -> Sensitivity:
     """Measure how the loss grows as each group is pruned by itself.
 

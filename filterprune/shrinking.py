@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -26,13 +27,13 @@ def fit_shrinking(
     x=None,
     y=None,
     *,
-    epochs=1,
-    callbacks=(),
-    initial_epoch=0,
-    shrink_at=0.2,
-    verify=True,
+    epochs: int = 1,
+    callbacks: Sequence = (),
+    initial_epoch: int = 0,
+    shrink_at: float = 0.2,
+    verify: bool = True,
     **kwargs,
-):
+) -> tuple[Any, Any]:
     """Fit a masked model, and compact it again and again while it trains.
 
     `masked.fit(...)` computes with closed filters up to the end; here they are

@@ -7,6 +7,7 @@ import os
 import pathlib
 import socket
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -59,7 +60,12 @@ class PruningTensorBoard(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, log_dir="logs", update_freq="epoch", gates=True):
+    def __init__(
+        self,
+        log_dir: str | os.PathLike = "logs",
+        update_freq: Any = "epoch",
+        gates: bool = True,
+    ):
         super().__init__()
         missing = [k for k in PACKAGES if importlib.util.find_spec(k) is None]
         if missing:

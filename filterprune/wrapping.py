@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -84,7 +85,7 @@ def wrap(layer):
     return _masked(layer, axis) if _needs_gate(layer) else _copy(layer)
 
 
-def wrap_model(model, exclude=()):
+def wrap_model(model, exclude: Any = ()):
     """Wrap a whole model, knowing its graph.
 
     Gates are put where they can close something: not on filters that reach a

@@ -286,3 +286,27 @@ class TestVerification:
         with pytest.raises(filterprune.VerificationError, match="layer 'mean'"):
             filterprune.compact(masked)
         filterprune.compact(masked, verify=False)
+
+    def test_a_rule_that_forgets_a_weight_is_caught_and_the_layer_named(
+        self, monkeypatch
+    ):
+        from filterprune.channels import registry
+
+        class Scale(layers.Layer):
+            def build(self, input_shape):
+                for name in ("first", "second"):
+                    weight = self.add_weight(shape=(input_shape[-1],), name=name)
+                    setattr(self, name, weight)
+
+            def call(self, x):
+                return x * self.first * self.second
+
+        monkeypatch.setattr(registry, "_LAYER_RULES", dict(registry._LAYER_RULES))
+        filterprune.rule(Scale)(
+            lambda layer, x: filterprune.channels.same(x, keeps_zero=True, first="in")
+        )
+        masked = filterprune.wrap_model(stack(follower=Scale(name="scale")))
+        close_at_random(masked)
+        message = r"rule of `scale` \(Scale\).*second"
+        with pytest.raises(filterprune.VerificationError, match=message):
+            filterprune.compact(masked)

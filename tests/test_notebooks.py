@@ -43,8 +43,84 @@ def check_demo(notebook):
     assert params < 0.2 * number(r"parameters ([\d,]+) ->", report)
 
 
-# What the last cells of each notebook must show.
-CLAIMS = {"demo.ipynb": check_demo}
+def figures(pattern, text):
+    """All that the group of a pattern holds, as numbers."""
+    return [float(found.replace(",", "")) for found in re.findall(pattern, text)]
+
+
+def check_transfer(notebook):
+    *_, groups, frozen, tuned, compact, around = map(printed, code_cells(notebook))
+    assert "backbone/last: prunable" in groups
+    accuracy = number(r"compact: ([\d.]+)%", compact)
+    assert accuracy == number(r"fine-tuned.*: +([\d.]+)%", tuned) >= 85
+    assert number(r"frozen.*: +([\d.]+)%", frozen) < accuracy
+    macs = number(r"MACs +([\d,]+) ->", compact)
+    assert number(r"MACs .*-> ([\d,]+)", compact) < 0.6 * macs
+    assert number(r"outputs: ([\d.e+-]+)", compact) < 1e-4
+    assert around == "['hidden']\n"
+
+
+def check_budget(notebook):
+    cells = [*map(printed, code_cells(notebook))]
+    text = "".join(cells)
+    assert "Groups of channels in" in text  # print(report) prints, here too
+    dense = number(r"^accuracy ([\d.]+)%", text)
+    macs = number(r"total +[\d,]+ +([\d,]+)", text)
+    found = re.findall(r"([\d,]+) MACs: ([\d.]+)%", text)
+    points = [[float(part.replace(",", "")) for part in point] for point in found]
+    for left, (cost, accuracy) in zip((0.5, 0.25, 0.125), points, strict=True):
+        assert cost == pytest.approx(left * macs, rel=0.1)
+        assert accuracy >= dense - 10
+    assert figures(r"half of the filters +leaves +(\d+)%", text)[0] < 40
+    assert number(r"([\d.]+)%\nMACs", cells[-2]) == points[1][1]
+    assert "Expected a budget within reach" in cells[-1]
+
+
+def check_deployment(notebook):
+    text = "".join(map(printed, code_cells(notebook)))
+    keras = dict(re.findall(r"^(dense|compact) +([\d.]+)%, ", text, re.MULTILINE))
+    exported = re.findall(r"^(dense|compact) *(?:litert|onnx) *([\d.]+)%", text, re.M)
+    assert len(exported) == 4
+    for name, accuracy in exported:  # an image may be on the border
+        assert float(accuracy) == pytest.approx(float(keras[name]), abs=0.11)
+    assert all(figure < 1e-5 for figure in figures(r"differs by ([\d.e+-]+)", text))
+    litert, onnx = figures(r"([\d.]+)x faster", text)
+    assert min(litert, onnx) > 1.2
+
+
+def check_custom(notebook):
+    *_, before, after, scores, compact, wrong = map(printed, code_cells(notebook))
+    assert "`pointwise` (Pointwise): no rule is known" in before
+    assert "`attend` (Attend): no rule is known" in before
+    assert after.count("prunable") == 4
+    assert min(figures(r"([\d.]+)%", scores)) > 60
+    widths = [*map(int, re.findall(r"\d+(?= ->)|(?<=-> )\d+", compact))]
+    assert sum(widths[1::2]) < sum(widths[::2])
+    assert number(r"difference: ([\d.e+-]+)", compact) < 1e-4
+    assert "The rule of `attend` (Attend)" in wrong
+
+
+def check_from_tfmot(notebook):
+    *_, pruned, schedules, _clone, sizes = map(printed, code_cells(notebook))
+    found = dict(re.findall(r"^(\w+) +([\d.]+)%", pruned, re.MULTILINE))
+    assert found["small"] == found["masked"]
+    assert float(found["small"]) >= float(found["dense"]) - 5
+    dense, _, small = figures(r"([\d,]+) parameters", pruned)
+    assert small == pytest.approx(0.5 * dense, rel=0.05)
+    assert float(schedules) < 1e-6
+    dense, zeros, small = figures(r"keras: ([\d,]+) bytes", sizes)
+    assert zeros == pytest.approx(dense, rel=0.01) and small < 0.6 * dense
+
+
+# What the cells of each notebook must show.
+CLAIMS = {
+    "budget.ipynb": check_budget,
+    "custom.ipynb": check_custom,
+    "demo.ipynb": check_demo,
+    "deployment.ipynb": check_deployment,
+    "from_tfmot.ipynb": check_from_tfmot,
+    "transfer.ipynb": check_transfer,
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -68,5 +144,5 @@ def test_notebook_is_stored_executed_and_small(path):
     CLAIMS[path.name](notebook)
 
 
-def test_there_are_notebooks():
-    assert NOTEBOOKS
+def test_every_notebook_has_claims():
+    assert {path.name for path in NOTEBOOKS} == {*CLAIMS}

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,9 @@ class Criterion:
     reduction: str = "mean"
     needs_data = False
 
-    def __init__(self, normalization="default", reduction="default"):
+    def __init__(
+        self, normalization: str | None = "default", reduction: str = "default"
+    ):
         if normalization != "default":
             self.normalization = normalization
         if reduction != "default":
@@ -159,6 +162,10 @@ class Criterion:
         return result
 
 
+# What is taken as a criterion: a name, a criterion, or a function of a kernel.
+Scorer = str | Criterion | type[Criterion] | Callable[[np.ndarray], Any]
+
+
 class KernelCriterion(Criterion):
     """A criterion made of a function from a matrix to scores of its columns."""
 
@@ -170,7 +177,7 @@ class KernelCriterion(Criterion):
         return self.function(rows)
 
 
-def register_criterion(name):
+def register_criterion(name: str) -> Callable[[Any], Any]:
     """Register a criterion under a name.
 
     Args:

@@ -1,5 +1,7 @@
 """Criteria that look at data: at activations, or at gradients of the loss."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -27,7 +29,12 @@ class _GradientCriterion(_DataCriterion):
     normalization = None
 
     def __init__(
-        self, data, batches=8, loss=None, batch_size=32, normalization="default"
+        self,
+        data,
+        batches: int = 8,
+        loss: Any = None,
+        batch_size: int = 32,
+        normalization: str | None = "default",
     ):
         super().__init__(data, batches, batch_size, normalization=normalization)
         if isinstance(loss, (str, dict)):
@@ -192,10 +199,10 @@ class _ActivationCriterion(_DataCriterion):
     def __init__(
         self,
         data,
-        batches=8,
-        batch_size=32,
-        normalization="default",
-        reduction="default",
+        batches: int = 8,
+        batch_size: int = 32,
+        normalization: str | None = "default",
+        reduction: str = "default",
     ):
         super().__init__(
             data, batches, batch_size, normalization=normalization, reduction=reduction
@@ -342,7 +349,7 @@ class HRank(_ActivationCriterion):
         2020, https://arxiv.org/abs/2002.10179
     """
 
-    def __init__(self, data, batches=1, **kwargs):
+    def __init__(self, data, batches: int = 1, **kwargs):
         super().__init__(data, batches, **kwargs)
 
     def readings(self, slots):

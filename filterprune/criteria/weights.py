@@ -144,7 +144,7 @@ class GroupMagnitude(Criterion):
 
     roles = ("maker", "reader")
 
-    def __init__(self, p=2, normalization="default"):
+    def __init__(self, p: int = 2, normalization: str | None = "default"):
         super().__init__(normalization=normalization)
         if not is_integer(p) or p < 1:
             raise ValueError(
@@ -241,7 +241,7 @@ class Random(Criterion):
         https://arxiv.org/abs/1801.10447
     """
 
-    def __init__(self, seed=0):
+    def __init__(self, seed: int = 0):
         super().__init__()
         if not is_integer(seed) or seed < 0:
             raise ValueError(

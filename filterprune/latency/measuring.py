@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 
 import keras
 import numpy as np
@@ -34,13 +35,13 @@ EVERY = 200
 
 def measure_latency(
     model,
-    batch_size=1,
-    points=5,
-    rehearsals=2,
-    cache_dir=None,
-    refresh=False,
-    verbose=1,
-):
+    batch_size: int = 1,
+    points: int = 5,
+    rehearsals: int = 2,
+    cache_dir: str | os.PathLike | None = None,
+    refresh: bool = False,
+    verbose: str | int = 1,
+) -> LatencyModel:
     """Time a model's layers on this machine, to prune for latency.
 
     Every layer (and operation) is timed by itself, at a grid of the channels that

@@ -12,7 +12,7 @@ def render(report, width: int) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None)
+    console = Console(file=stream, width=width, color_system=None, force_jupyter=False)
     for table in tables(report):
         console.print(table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
