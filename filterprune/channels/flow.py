@@ -9,6 +9,7 @@ Wrapping, pruning, cost, compaction and the report all read this one result.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from filterprune.channels.labels import Channels, LabelTable
 from filterprune.channels.trace import (
     Graph,
     Node,
+    call_parameters,
     copy_object,
     is_graph,
     is_keras_operation,
@@ -367,7 +369,7 @@ def apply_rule(call: Call) -> list[Channels]:
     if is_layer(bare) and function is not registry.unknown_rule():
         args, kwargs = _in_order(bare, args, kwargs)
     try:
-        inspect.signature(function).bind(bare, *args, **kwargs)
+        _signature(function).bind(bare, *args, **kwargs)
     except TypeError as error:
         raise Ambiguous(f"it is called in a way its rule does not know: {error}")
     outputs = keras.tree.flatten(function(bare, *args, **kwargs))
@@ -382,9 +384,12 @@ def apply_rule(call: Call) -> list[Channels]:
     return outputs
 
 
+_signature = functools.lru_cache(maxsize=1024)(inspect.signature)
+
+
 def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
     """Arguments with tensors in their places: rules name their own parameters."""
-    names = list(inspect.signature(layer.call).parameters)
+    names = call_parameters(layer)
     given = list(args)
     for name in names[len(args) :]:
         if not any(
@@ -400,7 +405,7 @@ def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
 
 def _fits_a_mask(layer, node: Node) -> bool:
     """Whether a masked layer can be called as its layer is here."""
-    first = next(iter(inspect.signature(layer.call).parameters), None)
+    first = next(iter(call_parameters(layer)), None)
     return len(node.args) + (first in node.kwargs) == 1 and not any(
         value is not None and key not in (first, "training", "mask")
         for key, value in node.kwargs.items()

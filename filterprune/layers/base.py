@@ -1,6 +1,5 @@
 """The base of all masked layers: one gate for every output channel."""
 
-import inspect
 from typing import Any
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 
 from filterprune.channels.flow import gate_of
 from filterprune.channels.registry import known_type, weight_of
+from filterprune.channels.trace import call_parameters
 
 _MASKED: dict[type, type["Masked"]] = {}
 
@@ -97,7 +97,7 @@ class Masked(keras.layers.Wrapper):
         self.gated_axis: Any = None
         self.supports_masking = layer.supports_masking
         self._passes = [
-            name for name in ("training", "mask") if name in _arguments(layer)
+            name for name in ("training", "mask") if name in call_parameters(layer)
         ]
 
     def build(self, input_shape):
@@ -112,7 +112,7 @@ class Masked(keras.layers.Wrapper):
         self.built = True
 
     def __call__(self, *args, **kwargs):
-        first = _arguments(self.layer)[0]  # by whatever name `layer` knows it
+        first = call_parameters(self.layer)[0]  # by whatever name `layer` knows it
         if not args and first in kwargs:
             args = (kwargs.pop(first),)
         return super().__call__(*args, **kwargs)
@@ -164,7 +164,3 @@ class Masked(keras.layers.Wrapper):
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
-
-
-def _arguments(layer) -> tuple[str, ...]:
-    return tuple(inspect.signature(layer.call).parameters)
