@@ -7,7 +7,7 @@ one group stand side by side, groups in graph order.
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -17,6 +17,7 @@ from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, CostModel
+from filterprune.sums import peek
 
 # How layers name a weight that scales each channel.
 SCALES = ("gamma", "scale")
@@ -32,7 +33,6 @@ class Part:
         name: the name of the weight, such as `"kernel"`.
         role: `"maker"` if the weight makes the channels, `"reader"` if it
             reads them, `"scale"` if it scales each of them.
-        rows: the weight as `(weights, channels)`, float64.
         slots: the slot of each channel, `(channels,)`, -1 where there is none.
         variable: the weight itself.
         axis: the axis of `variable` along which the channels run.
@@ -42,10 +42,29 @@ class Part:
     kind: str
     name: str
     role: str
-    rows: np.ndarray
     slots: np.ndarray
     variable: keras.Variable
     axis: int
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """The weight as `(weights, channels)`, float64.
+
+        Raises:
+            ValueError: if it is not finite.
+        """
+        value = np.array(peek(self.variable), "float64")
+        if not np.isfinite(value).all():
+            self.complain()
+        return np.moveaxis(value, self.axis, -1).reshape(-1, self.slots.size)
+
+    def complain(self) -> NoReturn:
+        """Raise because the weight is not finite."""
+        raise ValueError(
+            f"The weights `{self.name}` of the layer '{self.path}' are not finite "
+            "(NaN or Inf): its filters cannot be ranked. Restore a checkpoint "
+            "from before, or lower the learning rate."
+        )
 
 
 class Slots:
@@ -82,7 +101,13 @@ class Slots:
         self._roots = np.concatenate([group.roots for group in self.groups])
         self._slot[self._roots] = np.arange(ends[-1])
         self._bound: dict[int, tuple[Any, Any]] = {}
-        self._masks = [(call.mask, self.of_call(call)) for call in analysis.masks]
+        self._masks = self._gates(analysis.masks)
+        self._makers = self._gates(analysis.makers)
+
+    def _gates(self, calls) -> list[tuple]:
+        """Masked layers with the slots of their gates, and which gates have one."""
+        found = [(c.mask, self.of_call(c)) for c in calls if c.mask is not None]
+        return [(mask, s, s >= 0) for mask, s in found if (s >= 0).any()]
 
     @property
     def model(self):
@@ -105,10 +130,8 @@ class Slots:
     def closed(self) -> np.ndarray:
         """Which slots are closed by all their makers' gates, `(slots,)` bool."""
         opened = np.zeros(self.count, bool)
-        for call in self.analysis.makers:
-            if call.mask is not None:
-                slots = self.of_call(call)
-                opened[slots[(slots >= 0) & ~call.mask.closed()]] = True
+        for mask, slots, known in self._makers:
+            opened[slots[known & ~mask.closed()]] = True
         return ~opened
 
     def set_gates(self, closed: np.ndarray, soft: float = 0.0) -> None:
@@ -118,11 +141,8 @@ class Slots:
             closed: which slots to close, `(slots,)` bool.
             soft: the value of a closed gate.
         """
-        for mask, slots in self._masks:
-            known = slots >= 0
-            if not known.any():
-                continue
-            gate = keras.ops.convert_to_numpy(mask.gate)
+        for mask, slots, known in self._masks:
+            gate = peek(mask.gate)
             wanted = np.where(closed[slots], soft, 1.0)
             new = np.where(known, wanted, gate).astype(gate.dtype)
             if not np.array_equal(new, gate):
@@ -198,17 +218,8 @@ class Slots:
         if (slots < 0).all():
             return
         variable = weight_of(call.op, name)
-        value = np.asarray(keras.ops.convert_to_numpy(variable), "float64")
-        if not np.isfinite(value).all():
-            raise ValueError(
-                f"The weights `{name}` of the layer '{call.path}' are not finite "
-                "(NaN or Inf): its filters cannot be ranked. Restore a checkpoint "
-                "from before, or lower the learning rate."
-            )
-        rows = np.moveaxis(value, axis, -1).reshape(-1, slots.size)
-        yield Part(
-            call.path, type(call.op).__name__, name, role, rows, slots, variable, axis
-        )
+        kind = type(call.op).__name__
+        yield Part(call.path, kind, name, role, slots, variable, axis)
 
 
 def _made_by(call: Call, labels) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from filterprune.channels.flow import gate_of
 from filterprune.channels.registry import known_type, weight_of
 from filterprune.channels.trace import call_parameters
+from filterprune.sums import peek
 
 _MASKED: dict[type, type["Masked"]] = {}
 
@@ -124,7 +125,7 @@ class Masked(keras.layers.Wrapper):
 
     def closed(self) -> np.ndarray:
         """Which gates are closed, `(channels,)` bool."""
-        return keras.ops.convert_to_numpy(self.gate) == 0
+        return peek(self.gate) == 0
 
     def call(self, inputs, training=None, mask=None):
         given = {"training": training, "mask": mask}
