@@ -65,16 +65,23 @@ def show(bars) -> bool:
     return all(bar.held is not False for bar in bars)
 
 
-def save(name: str, bars, figures: dict, quick: bool, packages=()) -> None:
+def save(name: str, bars, figures: dict, quick: bool, packages=(), **more) -> None:
     """Write the bars of one benchmark and the figures behind them.
 
     Figures of `--quick` are kept apart: they are of fewer nets and turns.
+
+    Args:
+        name: of the benchmark.
+        bars: its bars.
+        figures: what was measured.
+        quick: whether by `--quick`.
+        packages: of which to note the versions.
+        **more: what else `measuring.save` takes.
     """
     measuring.save(
         path_of(name, quick),
         figures,
-        "figures",
-        merge=False,
+        **{"key": "figures", "merge": False, **more},
         versions=measuring.versions(*packages),
         bars=[dataclasses.asdict(bar) for bar in bars],
     )
