@@ -7,16 +7,17 @@ of interleaved runs.
 """
 
 import argparse
+import sys
 
 import measuring
+import bars
 import keras
 import numpy as np
+from bars import Bar
 
 from filterprune.channels.groups import study
 
-RESULTS = measuring.RESULTS / "analysis.json"
 NETS = ("ResNet50", "DenseNet201", "EfficientNetV2L", "NASNetLarge")
-BARS = {"ratio": 0.15, "growth": 1.5}
 
 
 def analyse(model) -> None:
@@ -39,26 +40,31 @@ def measure(name: str, repeats: int) -> dict:
     }
 
 
-def main():
+def bars_of(rows) -> list[Bar]:
+    base = rows["ResNet50"]["per_layer_ms"]
+    found = [
+        Bar(f"analysis / clone_model, {n}", r["ratio"], 0.15) for n, r in rows.items()
+    ]
+    found += [
+        Bar(
+            f"analysis, time per layer / ResNet50's, {n}", r["per_layer_ms"] / base, 1.5
+        )
+        for n, r in rows.items()
+        if n != "ResNet50"
+    ]
+    return found
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two nets, one run")
     options = parser.parse_args()
     names = NETS[:2] if options.quick else NETS
     rows = {name: measure(name, 1 if options.quick else 5) for name in names}
-    base = rows["ResNet50"]["per_layer_ms"]
-    print(f"{'net':18}{'layers':>8}{'s':>8}{'ms/layer':>10}{'growth':>8}{'/clone':>8}")
-    for name, row in rows.items():
-        row["growth"] = row["per_layer_ms"] / base
-        print(
-            f"{name:18}{row['layers']:8}{row['seconds']:8.2f}"
-            f"{row['per_layer_ms']:10.3f}{row['growth']:8.2f}{row['ratio']:8.2f}"
-        )
-    for key, bar in BARS.items():
-        worst = max(row[key] for row in rows.values())
-        print(f"{key}: {worst:.2f}, bar {bar}: {measuring.verdict(worst <= bar)}")
-    if not options.quick:
-        measuring.save(RESULTS, rows, "nets", versions=measuring.versions())
+    found = bars_of(rows)
+    bars.save("analysis", found, rows, options.quick)
+    return int(not bars.show(found) and not options.quick)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

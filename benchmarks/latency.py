@@ -20,8 +20,10 @@ import time
 import warnings
 
 import measuring
+import bars
 import keras
 import numpy as np
+from bars import Bar
 
 import filterprune
 from filterprune.budget import Budget
@@ -32,7 +34,6 @@ from filterprune.latency.units import run_model
 from filterprune.limits import Limits
 from filterprune.selection import Selector
 
-RESULTS = measuring.RESULTS / "latency.json"
 NETS = ("ResNet50", "MobileNetV2")
 BUDGETS = (0.7, 0.5, 0.35)
 # How far around a budget the MACs targets are that it is compared with.
@@ -162,6 +163,18 @@ def show(nets) -> bool:
     return every
 
 
+def bars_of(nets) -> list[Bar]:
+    found = []
+    for name, net in nets.items():
+        for budget, row in net["budgets"].items():
+            what, share = f"{name} pruned to {budget} of its latency", float(budget)
+            off = row["measured"] / share
+            more = row["kept"] - row["kept by MACs"]
+            found.append(Bar(f"{what}: measured / budget", off, 1 + BAR, 1 - BAR))
+            found.append(Bar(f"{what}: kept beyond a MACs target", more, least=0.0))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=8)
@@ -174,10 +187,11 @@ def main() -> int:
             nets[name] = measure(name, 64, 32, (0.6,), 3, 3.0)
         else:
             nets[name] = measure(name, 224, options.batch, BUDGETS, 5, 30.0)
-    held = show(nets)
     if not options.quick:
-        about = {"batch": options.batch, "load": os.getloadavg()}
-        measuring.save(RESULTS, nets, "nets", versions=measuring.versions(), **about)
+        nets = {**measuring.load(bars.path_of("latency", False), "nets"), **nets}
+    held = show(nets)
+    about = {"batch": options.batch, "load": os.getloadavg(), "key": "nets"}
+    bars.save("latency", bars_of(nets), nets, options.quick, merge=True, **about)
     return int(not held)
 
 

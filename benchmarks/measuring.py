@@ -18,6 +18,9 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+# Where the figures of `--quick` go: they are of fewer nets and turns.
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+QUICK = CACHE / "filterprune-benchmarks" / "quick-results"
 # What is measured is the library beside the benchmarks, not one that is installed.
 sys.path.insert(0, str(ROOT))
 

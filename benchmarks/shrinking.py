@@ -15,20 +15,20 @@ import sys
 import time
 
 import measuring
+import bars
 import keras
 import numpy as np
-from measuring import standard_error, verdict
+from measuring import standard_error
 from accuracy import LOSS, NETS
 from accuracy_data import BATCH, RATE, load_digits, load_fashion
+from bars import Bar
 
 import filterprune
 
-RESULTS = measuring.RESULTS / "shrinking.json"
 WAYS = ("masked", "shrinking")
 RATIO = 4
 EPOCHS = {"all": 12, "begin": 1, "end": 5}
 QUICK = {"all": 4, "begin": 0, "end": 2}
-BARS = {"speedup": 1.5}
 
 
 def run(net, way, seed, data, epochs) -> dict:
@@ -75,39 +75,58 @@ def run(net, way, seed, data, epochs) -> dict:
     }
 
 
-def show(cells) -> bool:
-    """A line for each net: means over seeds, and whether the bars hold."""
-    every = True
+def compare(cells) -> dict:
+    """For each net means over the seeds that both ways have."""
+    found = {}
     for net in dict.fromkeys(key.split("|")[0] for key in cells):
-        found = {
-            way: [v for k, v in cells.items() if k.startswith(f"{net}|{way}|")]
+        rows = [
+            [v for k, v in cells.items() if k.startswith(f"{net}|{way}|")]
             for way in WAYS
-        }
-        count = min(map(len, found.values()))
+        ]
+        count = min(map(len, rows))
         if not count:
             continue
-        first, second = (
-            {
-                name: [cell[name] for cell in found[way][:count]]
-                for name in ("accuracy", "seconds", "macs")
-            }
-            for way in WAYS
+        seconds, accuracy, macs = (
+            np.array([[cell[key] for cell in row[:count]] for row in rows])
+            for key in ("seconds", "accuracy", "macs")
         )
-        speedup = np.median(np.divide(first["seconds"], second["seconds"]))
-        rates = [100 * np.array(each["accuracy"]) for each in (first, second)]
-        lost = rates[0].mean() - rates[1].mean()
-        error = max(standard_error(values) for values in rates)
-        held = speedup >= BARS["speedup"], lost <= error or count == 1
-        every &= all(held)
-        print(
-            f"{net}, {count} seeds: {np.mean(first['seconds']):.0f} s masked, "
-            f"{np.mean(second['seconds']):.0f} s shrinking, {speedup:.2f}x (bar "
-            f"{BARS['speedup']}x: {verdict(held[0])}); accuracy "
-            f"{rates[0].mean():.2f} and {rates[1].mean():.2f} %, standard error "
-            f"{error:.2f} ({verdict(held[1])}); MACs left "
-            f"{np.mean(first['macs']):.3f} and {np.mean(second['macs']):.3f}"
-        )
+        found[net] = {
+            "seeds": count,
+            "seconds": seconds.mean(axis=1).tolist(),
+            "speedup": float(np.median(seconds[0] / seconds[1])),
+            "accuracy": (100 * accuracy.mean(axis=1)).tolist(),
+            "error": 100 * float(max(map(standard_error, accuracy))),
+            "macs": macs.mean(axis=1).tolist(),
+        }
+    return found
+
+
+def bars_of(found) -> list[Bar]:
+    every = []
+    for net, row in found.items():
+        what = f"shrinking while training, {net}"
+        every.append(Bar(f"{what}: times faster", row["speedup"], least=1.5))
+        lost = row["accuracy"][0] - row["accuracy"][1]
+        most = row["error"] if row["seeds"] > 1 else None
+        every.append(Bar(f"{what}: accuracy lost, %", lost, most))
     return every
+
+
+def show(found) -> None:
+    """A line for each net: means over seeds, masked and shrinking."""
+    for net, row in found.items():
+        print(
+            f"{net}, {row['seeds']} seeds: {row['seconds'][0]:.0f} s masked, "
+            f"{row['seconds'][1]:.0f} s shrinking; accuracy {row['accuracy'][0]:.2f} "
+            f"and {row['accuracy'][1]:.2f} %, standard error {row['error']:.2f}; MACs "
+            f"left {row['macs'][0]:.3f} and {row['macs'][1]:.3f}"
+        )
+
+
+def save(cells, quick) -> None:
+    bars.save(
+        "shrinking", bars_of(compare(cells)), cells, quick, key="cells", merge=not quick
+    )
 
 
 def main() -> int:
@@ -119,7 +138,10 @@ def main() -> int:
     if options.quick:
         cells, data, options.seeds, options.nets = {}, load_digits(), 1, ["resnet"]
     else:
-        cells, data = measuring.load(RESULTS), load_fashion(20_000)
+        cells, data = (
+            measuring.load(bars.path_of("shrinking", False)),
+            load_fashion(20_000),
+        )
     for net in options.nets:
         for seed in range(options.seeds):
             for way in WAYS:
@@ -129,9 +151,9 @@ def main() -> int:
                 epochs = QUICK if options.quick else EPOCHS
                 cells[key] = run(net, way, seed, data, epochs)
                 print(key, cells[key], flush=True)
-                if not options.quick:
-                    measuring.save(RESULTS, cells, versions=measuring.versions())
-    held = show(cells)
+                save(cells, options.quick)
+    show(compare(cells))
+    held = bars.show(bars_of(compare(cells)))
     return int(not held and not options.quick)
 
 

@@ -7,7 +7,7 @@ one group stand side by side, groups in graph order.
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -17,6 +17,7 @@ from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, CostModel
+from filterprune.sums import peek
 
 # How layers name a weight that scales each channel.
 SCALES = ("gamma", "scale")
@@ -32,23 +33,44 @@ class Part:
         name: the name of the weight, such as `"kernel"`.
         role: `"maker"` if the weight makes the channels, `"reader"` if it
             reads them, `"scale"` if it scales each of them.
-        rows: the weight as `(weights, channels)`, float64.
         slots: the slot of each channel, `(channels,)`, -1 where there is none.
         variable: the weight itself.
         axis: the axis of `variable` along which the channels run.
         blocks: how many times they stand side by side along it, as in the kernel
             of an LSTM; `rows` has all of them.
+        more: other weights that make the same channels, for `rows`.
     """
 
     path: str
     kind: str
     name: str
     role: str
-    rows: np.ndarray
     slots: np.ndarray
     variable: keras.Variable
     axis: int
     blocks: int = 1
+    more: tuple["Part", ...] = ()
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """The weight, and `more` below it, as `(weights, channels)`, float64.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        value = np.array(peek(self.variable), "float64")
+        if not np.isfinite(value).all():
+            self.complain()
+        rows = np.moveaxis(value, self.axis, -1).reshape(-1, self.slots.size)
+        return np.concatenate([rows, *(part.rows for part in self.more)])
+
+    def complain(self) -> NoReturn:
+        """Raise because the weight is not finite."""
+        raise ValueError(
+            f"The weights `{self.name}` of the layer '{self.path}' are not finite "
+            "(NaN or Inf): its filters cannot be ranked. Restore a checkpoint "
+            "from before, or lower the learning rate."
+        )
 
 
 class Slots:
@@ -92,7 +114,13 @@ class Slots:
         others = np.zeros(analysis.flow.table.count, bool)
         others[np.concatenate([group.roots for group in prunable])] = True
         self._others = others & (self._slot < 0) & analysis.closed()
-        self._masks = [(gate.variable, self.of_gate(gate)) for gate in analysis.masks]
+        self._masks = self._gates(analysis.masks)
+        self._makers = self._gates(analysis.makers)
+
+    def _gates(self, gates) -> list[tuple]:
+        """Gates of masked layers with their slots, and which of them have one."""
+        found = [(g, self.of_gate(g)) for g in gates if g.call.mask is not None]
+        return [(gate, s, s >= 0) for gate, s in found if (s >= 0).any()]
 
     @property
     def model(self):
@@ -115,10 +143,8 @@ class Slots:
     def closed(self) -> np.ndarray:
         """Which slots are closed by all their makers' gates, `(slots,)` bool."""
         opened = np.zeros(self.count, bool)
-        for gate in self.analysis.makers:
-            if gate.call.mask is not None:
-                slots = self.of_gate(gate)
-                opened[slots[(slots >= 0) & ~gate.closed()]] = True
+        for gate, slots, known in self._makers:
+            opened[slots[known & ~gate.closed()]] = True
         return ~opened
 
     def set_gates(self, closed: np.ndarray, soft: float = 0.0) -> None:
@@ -128,15 +154,12 @@ class Slots:
             closed: which slots to close, `(slots,)` bool.
             soft: the value of a closed gate.
         """
-        for variable, slots in self._masks:
-            known = slots >= 0
-            if not known.any():
-                continue
-            gate = keras.ops.convert_to_numpy(variable)
+        for place, slots, known in self._masks:
+            gate = peek(place.variable)
             wanted = np.where(closed[slots], soft, 1.0)
             new = np.where(known, wanted, gate).astype(gate.dtype)
             if not np.array_equal(new, gate):
-                variable.assign(new)
+                place.variable.assign(new)
 
     @functools.cached_property
     def costs(self) -> CostModel:
@@ -211,18 +234,10 @@ class Slots:
         if (slots < 0).all():
             return
         variable = weight_of(call.op, name)
-        value = np.asarray(keras.ops.convert_to_numpy(variable), "float64")
-        if not np.isfinite(value).all():
-            raise ValueError(
-                f"The weights `{name}` of the layer '{call.path}' are not finite "
-                "(NaN or Inf): its filters cannot be ranked. Restore a checkpoint "
-                "from before, or lower the learning rate."
-            )
         blocks = _blocks(np.asarray(labels).ravel()) if role == "maker" else 1
         slots = slots[: slots.size // blocks]
-        rows = np.moveaxis(value, axis, -1).reshape(-1, slots.size)
         kind = type(call.op).__name__
-        yield Part(call.path, kind, name, role, rows, slots, variable, axis, blocks)
+        yield Part(call.path, kind, name, role, slots, variable, axis, blocks)
 
     def filters_of(self, *roles: str) -> list[Part]:
         """The same as `parts`, but a layer makes its channels by one part alone.
@@ -237,8 +252,7 @@ class Slots:
                 key = (part.path, part.slots.tobytes())
             first = found.setdefault(key, part)
             if first is not part:
-                rows = np.concatenate([first.rows, part.rows])
-                found[key] = dataclasses.replace(first, rows=rows)
+                found[key] = dataclasses.replace(first, more=(*first.more, part))
         return list(found.values())
 
 

@@ -9,6 +9,7 @@ Wrapping, pruning, cost, compaction and the report all read this one result.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from filterprune.channels.labels import Channels, LabelTable, fit
 from filterprune.channels.trace import (
     Graph,
     Node,
+    call_parameters,
+    call_signature,
     copy_object,
     is_graph,
     is_keras_operation,
@@ -32,6 +35,7 @@ from filterprune.channels.trace import (
     trace,
     without_mask,
 )
+from filterprune.sums import peek
 
 _CURRENT: contextvars.ContextVar["Call"] = contextvars.ContextVar("filterprune_call")
 
@@ -122,7 +126,7 @@ class Gate:
 
     def closed(self) -> np.ndarray:
         """Which gates of the masked layer are closed, `(channels,)` bool."""
-        return keras.ops.convert_to_numpy(self.variable) == 0
+        return peek(self.variable) == 0
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -530,7 +534,7 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
     if is_layer(bare) and function is not registry.unknown_rule():
         args, kwargs = _in_order(bare, args, kwargs)
     try:
-        inspect.signature(function).bind(bare, *args, **kwargs)
+        _signature(function).bind(bare, *args, **kwargs)
     except TypeError as error:
         raise Ambiguous(f"it is called in a way its rule does not know: {error}")
     outputs = keras.tree.flatten(function(bare, *args, **kwargs))
@@ -560,9 +564,12 @@ def _rule_of(op) -> Callable:
     return function or registry.unknown_rule()
 
 
+_signature = functools.lru_cache(maxsize=1024)(inspect.signature)
+
+
 def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
     """Arguments with tensors in their places: rules name their own parameters."""
-    names = list(inspect.signature(layer.call).parameters)
+    names = call_parameters(layer)
     given = list(args)
     for name in names[len(args) :]:
         if not any(
@@ -578,7 +585,7 @@ def _in_order(layer, args, kwargs) -> tuple[tuple, dict]:
 
 def _fits_a_mask(call: Call) -> bool:
     """Whether a masked layer can be called as its layer is here."""
-    signature = inspect.signature(call.op.call)
+    signature = call_signature(call.op)
     first = next(iter(signature.parameters), None)
     try:
         given = signature.bind(*call.node.args, **call.node.kwargs).arguments

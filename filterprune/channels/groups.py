@@ -98,30 +98,31 @@ class Analysis:
     @functools.cached_property
     def groups(self) -> list[Group]:
         """All groups in graph order, those that must stay included."""
-        count = self.flow.table.count
-        filters = np.zeros(count, int)
-        signature = self._signatures()
-        layers: dict[int, list[str]] = {}
-        for gate in self.makers:
-            vector = self.roots[gate.labels].ravel()
-            np.add.at(filters, vector, 1)
-            for root in np.unique(vector):
-                layers.setdefault(int(root), []).append(gate.path)
-        found: dict[tuple, list[int]] = {}
-        for root, paths in layers.items():
-            key = (tuple(paths), int(signature[root]), self.reasons.get(root))
-            found.setdefault(key, []).append(root)
+        vectors = [self.roots[gate.labels].ravel() for gate in self.makers]
+        if not vectors:
+            return []
+        paths = [gate.path for gate in self.makers]
+        part, layers, roots = _parts(self.flow.table.count, vectors, paths)
+        filters = np.bincount(np.concatenate(vectors))
+        keys = (part, self._signatures(), self._reason_numbers())
         return [
-            Group(
-                key[0], np.array(roots), filters[roots], key[2], self._kind(key, roots)
-            )
-            for key, roots in found.items()
+            self._group(layers[part[same[0]]], same, filters[same])
+            for same in _alike(roots, keys)
         ]
 
-    def _kind(self, key, roots) -> str:
-        gates = [gate for gate in self.makers if gate.path in key[0]]
-        marks = self._marks.get(int(roots[0]), ())
-        return kind_of(gates, self.roots, marks)
+    def _group(self, layers, roots: np.ndarray, filters: np.ndarray) -> Group:
+        first = int(roots[0])
+        gates = [gate for path in dict.fromkeys(layers) for gate in self._by_path[path]]
+        kind = kind_of(gates, self.roots, self._marks.get(first, ()))
+        return Group(layers, roots, filters, self.reasons.get(first), kind)
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, list[Gate]]:
+        """The gates that make channels, by the path of their layer."""
+        found: dict[str, list[Gate]] = {}
+        for gate in self.makers:
+            found.setdefault(gate.path, []).append(gate)
+        return found
 
     @functools.cached_property
     def _marks(self) -> dict[int, set[str]]:
@@ -130,6 +131,14 @@ class Analysis:
         for labels, kind in self.flow.marks:
             for root in np.unique(self.roots[labels]):
                 found.setdefault(int(root), set()).add(kind)
+        return found
+
+    def _reason_numbers(self) -> np.ndarray:
+        """A number for each root, the same where the reason to stay is."""
+        numbers: dict[str, int] = {}
+        found = np.zeros(self.flow.table.count, int)
+        for root, reason in self.reasons.items():
+            found[root] = numbers.setdefault(reason, len(numbers) + 1)
         return found
 
     @property
@@ -147,11 +156,11 @@ class Analysis:
         signature = np.zeros(self.flow.table.count, "uint64")
         seen: set[bytes] = set()
         for channels in self.flow.vectors:
-            roots = np.unique(self.roots[channels.labels])
-            key = roots.tobytes()
-            if key not in seen:
-                seen.add(key)
-                signature[roots] += rng.integers(2**63, dtype="uint64")
+            roots = self.roots[channels.labels].ravel()
+            if _is_new(roots, seen):
+                roots = np.unique(roots)
+                if _is_new(roots, seen):
+                    signature[roots] += rng.integers(2**63, dtype="uint64")
         return signature
 
     def slots(self, gate: Gate) -> np.ndarray:
@@ -203,6 +212,56 @@ class Analysis:
     def survivors(self, dead: np.ndarray) -> Survivors:
         """Which labels survive if these roots are removed."""
         return Survivors(~dead[self.roots])
+
+
+def _is_new(array: np.ndarray, seen: set[bytes]) -> bool:
+    """Whether an array was not seen before; it is from now on."""
+    key = array.tobytes()
+    before = len(seen)
+    seen.add(key)
+    return len(seen) > before
+
+
+def _parts(count: int, vectors, names) -> tuple[np.ndarray, list[tuple], np.ndarray]:
+    """Part roots by the vectors that they are in.
+
+    Args:
+        count: how many labels there are.
+        vectors: arrays of roots.
+        names: a name for each.
+
+    Returns:
+        For each root the number of its part, `(labels,)`, 0 if it is in no vector;
+        for each part the names of the vectors that its roots are in; and all roots
+        that are in one, those of the first vector first.
+    """
+    part = np.zeros(count, int)
+    members: list[tuple] = [()]
+    order = []
+    for vector, name in zip(vectors, names, strict=True):
+        roots = np.unique(vector)
+        order.append(roots[part[roots] == 0])
+        old, position = np.unique(part[roots], return_inverse=True)
+        part[roots] = len(members) + position
+        members += [(*members[number], name) for number in old]
+    return part, members, np.concatenate(order)
+
+
+def _alike(roots: np.ndarray, keys) -> list[np.ndarray]:
+    """Roots with the same keys together, all in the order that they had.
+
+    Args:
+        roots: the roots, `(roots,)`.
+        keys: arrays of integers, a number for each label, `(labels,)`.
+    """
+    code = np.zeros(roots.size, int)
+    for key in keys:
+        numbers, position = np.unique(key[roots], return_inverse=True)
+        _, code = np.unique(code * numbers.size + position, return_inverse=True)
+    _, first, sizes = np.unique(code, return_index=True, return_counts=True)
+    ends = np.cumsum(sizes)[:-1]
+    found = np.split(roots[np.argsort(code, kind="stable")], ends)
+    return [found[number] for number in np.argsort(first)]
 
 
 def needs_gate(call: Call) -> bool:

@@ -13,8 +13,10 @@ metrics made of a function, and `_flash_attention` of attention layers.
 
 import copy
 import dataclasses
+import functools
 import inspect
 import sys
+import types
 from typing import Any
 
 import keras
@@ -215,7 +217,26 @@ def is_layer(op) -> bool:
 
 def takes_training(op) -> bool:
     """Whether an operation is told apart training from inference."""
-    return is_layer(op) and "training" in inspect.signature(op.call).parameters
+    return is_layer(op) and "training" in call_parameters(op)
+
+
+def call_parameters(layer) -> tuple[str, ...]:
+    """The names of what a layer's `call` takes."""
+    return tuple(call_signature(layer).parameters)
+
+
+def call_signature(layer) -> inspect.Signature:
+    """What a layer's `call` takes."""
+    call = layer.call
+    if inspect.ismethod(call):
+        return _signature_of_method(call.__func__)
+    return inspect.signature(call)
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature_of_method(function) -> inspect.Signature:
+    # Once for each class: reading a signature takes as long as a whole rule.
+    return inspect.signature(types.MethodType(function, object()))
 
 
 def without_mask(layer, kwargs: dict) -> dict:
@@ -223,7 +244,7 @@ def without_mask(layer, kwargs: dict) -> dict:
 
     Keras records the mask that comes along with a tensor for every layer.
     """
-    if "mask" not in kwargs or "mask" in inspect.signature(layer.call).parameters:
+    if "mask" not in kwargs or "mask" in call_parameters(layer):
         return kwargs
     return {key: value for key, value in kwargs.items() if key != "mask"}
 

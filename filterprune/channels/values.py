@@ -44,7 +44,11 @@ class Valuation:
     _values: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     _read: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     _because: dict[int, str] = dataclasses.field(default_factory=dict)
-    _changed: dict[int, str] = dataclasses.field(default_factory=dict)
+    _changers: list[str] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        # For each root the number of what first made it something else than zero.
+        self._changer = np.full(self.dead.size, -1)
 
     def run(self) -> "Valuation":
         for step in self.flow.steps:
@@ -107,7 +111,7 @@ class Valuation:
         for root in np.unique(roots[unknown]):
             self.stuck.setdefault(int(root), self._why_unknown(int(root)))
         for root in np.unique(roots[other]):
-            because = self._changed.get(int(root), "a layer before it")
+            because = self._changed(int(root)) or "a layer before it"
             self.stuck.setdefault(
                 int(root),
                 f"{because} leaves a constant behind, which {describe(call.op)} "
@@ -134,16 +138,22 @@ class Valuation:
         """Remember which call made dead channels something else than zero."""
         labels, result = np.broadcast_arrays(labels, result)
         roots = self.flow.table.roots()[labels]
-        bad = self.dead[roots] & ~(result == 0)
-        for root in np.unique(roots[bad]):
-            self._changed.setdefault(int(root), describe(call.op))
+        bad = roots[self.dead[roots] & ~(result == 0)]
+        self._changer[bad[self._changer[bad] < 0]] = len(self._changers)
+        self._changers.append(describe(call.op))
+
+    def _changed(self, root: int) -> str | None:
+        """What made a dead channel something else than zero, if anything did."""
+        number = self._changer[root]
+        return None if number < 0 else self._changers[number]
 
     def _why_unknown(self, root: int) -> str:
         """Why it is not known what is left of a channel that is removed."""
         if root in self._because:
             return self._because[root]
-        if root in self._changed:
-            return f"{self._changed[root]} leaves more behind than one number"
+        changed = self._changed(root)
+        if changed is not None:
+            return f"{changed} leaves more behind than one number"
         return "its value is not constant"
 
     def _note(self, labels, reason: str) -> None:

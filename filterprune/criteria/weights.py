@@ -1,9 +1,13 @@
 """Criteria that look at weights alone."""
 
+import itertools
+
 import numpy as np
 
 from filterprune.criteria.base import Criterion, register_criterion
 from filterprune.schedules import is_integer
+from filterprune.slots import Part
+from filterprune.sums import in_threads, power_sums
 
 
 @register_criterion("l1")
@@ -153,14 +157,27 @@ class GroupMagnitude(Criterion):
         self.p = int(p)
 
     def score(self, slots):
-        total = np.zeros(slots.count)
+        weights: dict[int, list[Part]] = {}
         for part in slots.parts(*self.roles):
-            powers = (np.abs(part.rows) ** self.p).sum(axis=0)
+            weights.setdefault(id(part.variable), []).append(part)
+        total = np.zeros(slots.count)
+        for part, powers in itertools.chain(
+            *in_threads(self._powers, weights.values())
+        ):
             known = part.slots >= 0
-            total += np.bincount(
-                part.slots[known], powers[known], minlength=slots.count
-            )
+            np.add.at(total, part.slots[known], powers[known])
         return self.by_group(slots, total ** (1 / self.p))
+
+    def _powers(self, parts: list[Part]) -> list[tuple[Part, np.ndarray]]:
+        """The parts of one weight, each with the sums over its channels."""
+        axes = [part.axis for part in parts]
+        sums = power_sums(parts[0].variable, axes, self.p)
+        found = []
+        for part, powers in zip(parts, sums, strict=True):
+            if not np.isfinite(powers).all():
+                part.complain()
+            found.append((part, powers.reshape(part.blocks, -1).sum(axis=0)))
+        return found
 
 
 @register_criterion("bn_scale")

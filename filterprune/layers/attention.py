@@ -3,7 +3,7 @@
 from keras import layers
 
 from filterprune.channels.flow import gates_of
-from filterprune.layers.base import Masked, arguments_of, masks
+from filterprune.layers.base import Masked, call_parameters, masks
 
 
 @masks(layers.MultiHeadAttention)
@@ -23,7 +23,7 @@ class MaskedMultiHeadAttention(Masked):
 
     def __init__(self, layer, axis=-1, **kwargs):
         super().__init__(layer, axis=axis, **kwargs)
-        self._taken = frozenset(arguments_of(self.layer))
+        self._taken = frozenset(call_parameters(self.layer))
 
     def build(self, query_shape, value_shape, key_shape=None):  # type: ignore[override]
         if not self.layer.built:

@@ -1,6 +1,5 @@
 """The base of all masked layers: one gate for every output channel."""
 
-import inspect
 from typing import Any
 
 import keras
@@ -8,6 +7,8 @@ import numpy as np
 
 from filterprune.channels.flow import gates_of
 from filterprune.channels.registry import known_type, weight_of
+from filterprune.channels.trace import call_parameters
+from filterprune.sums import peek
 
 _MASKED: dict[type, type["Masked"]] = {}
 
@@ -106,7 +107,7 @@ class Masked(keras.layers.Wrapper):
         self.supports_masking = layer.supports_masking
         self.autocast = layer.autocast
         self._passes = [
-            name for name in ("training", "mask") if name in arguments_of(layer)
+            name for name in ("training", "mask") if name in call_parameters(layer)
         ]
 
     def build(self, input_shape):
@@ -133,7 +134,7 @@ class Masked(keras.layers.Wrapper):
         return {name: getattr(self, own) for name, own in self._gate_names.items()}
 
     def __call__(self, *args, **kwargs):
-        first = arguments_of(self.layer)[0]  # by whatever name `layer` knows it
+        first = call_parameters(self.layer)[0]  # by whatever name `layer` knows it
         if not args and first in kwargs:
             args = (kwargs.pop(first),)
         return super().__call__(*args, **kwargs)
@@ -145,7 +146,7 @@ class Masked(keras.layers.Wrapper):
 
     def closed(self) -> np.ndarray:
         """Which gates of the output's channels are closed, `(channels,)` bool."""
-        return keras.ops.convert_to_numpy(self.gate) == 0
+        return peek(self.gate) == 0
 
     def call(self, inputs, training=None, mask=None):
         return self._gated_call(inputs, training=training, mask=mask)
@@ -222,7 +223,3 @@ class Masked(keras.layers.Wrapper):
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
-
-
-def arguments_of(layer) -> tuple[str, ...]:
-    return tuple(inspect.signature(layer.call).parameters)

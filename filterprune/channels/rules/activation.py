@@ -5,7 +5,7 @@ from keras import layers
 from filterprune.channels.activations import activation_of
 from filterprune.channels.flow import current, describe
 from filterprune.channels.moves import varied_axes
-from filterprune.channels.registry import operation, rule
+from filterprune.channels.registry import known_type, operation, rule
 from filterprune.channels.verbs import coupling, fixed, normalise, same
 
 
@@ -16,7 +16,9 @@ def activation(layer, x):
         return _softmax(x, [x.ndim - 1])
     if not facts.elementwise:
         return fixed(x, coupling(current(), facts.name))
-    return same(x, elementwise=True)
+    # A function was run once, for all layers that have it.
+    known = facts.keeps_zero and known_type(type(layer)) is layers.Activation
+    return same(x, elementwise=True, keeps_zero=known or None)
 
 
 @rule(layers.PReLU)

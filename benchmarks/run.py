@@ -1,0 +1,97 @@
+"""Runs the benchmarks of speed and writes the table of all bars.
+
+    python benchmarks/run.py [--quick] [--all] [NAME ...]
+
+Each in a process of its own, one after another. `latency` and `shrinking` take hours
+and are run by `--all` or by name only; their bars are those of their last run. Writes
+`benchmarks/results/bars.json` and `docs/benchmarks.rst`; `--quick` prints the table of
+what it measured, and writes neither.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import time
+
+import measuring
+import bars
+
+HERE = pathlib.Path(__file__).parent
+# In minutes on two quiet cores: about 6, 6, 3 and 4.
+USUAL = ("training", "speed", "analysis", "deploy")
+LONG = ("latency", "shrinking")
+
+
+def toolkit() -> list[str]:
+    """How `training.py` finds TensorFlow's toolkit; nothing if it cannot be had."""
+    command = ["bash", HERE / "peers.sh", "tensorflow-toolkit"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    found = result.stdout.strip()
+    return ["--toolkit", found] if result.returncode == 0 and found else []
+
+
+def run(name, quick) -> None:
+    """One benchmark; what it prints is seen as it comes."""
+    command = [sys.executable, HERE / f"{name}.py", *(["--quick"] if quick else [])]
+    if name == "training":
+        command += toolkit()
+    print(f"== {name}", flush=True)
+    started = time.perf_counter()
+    result = subprocess.run(command)
+    words = "" if result.returncode in (0, 1) else f", ended with {result.returncode}"
+    print(f"== {name}: {time.perf_counter() - started:.0f} s{words}", flush=True)
+
+
+def table(found) -> str:
+    """The bars as reStructuredText."""
+    versions = ", ".join(f"{k} {v}" for k, v in measuring.versions().items())
+    where = f"with {versions}, on {measuring.machine()}"
+    lines = [
+        "Bars of speed",
+        "=============",
+        "",
+        f"Made by ``python benchmarks/run.py`` {where}.",
+        "",
+        "Ratios of what ran in turn, as medians; the scripts in ``benchmarks`` say how",
+        "each was measured, and the figures are in ``benchmarks/results``.",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+        "   * - what",
+        "     - bar",
+        "     - measured",
+        "     -",
+    ]
+    for bar in found:
+        what, *cells = bar.cells
+        lines += [f"   * - {what}", *(f"     - {cell}".rstrip() for cell in cells)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="which to run; the usual by default")
+    parser.add_argument("--quick", action="store_true", help="small, in minutes")
+    parser.add_argument("--all", action="store_true", help="also what takes hours")
+    options = parser.parse_args()
+    every = (*USUAL, *LONG)
+    names = options.names or (every if options.all or options.quick else USUAL)
+    for name in names:
+        if name not in every:
+            parser.error(f"there is no benchmark {name} in {every}")
+        run(name, options.quick)
+    found = [bar for name in every for bar in bars.load(name, options.quick)]
+    held = bars.show(found)
+    if not options.quick:
+        rows = {b.what: {**dataclasses.asdict(b), "held": b.held} for b in found}
+        path, versions = measuring.RESULTS / "bars.json", measuring.versions()
+        measuring.save(path, rows, "bars", merge=False, versions=versions)
+        measuring.write(measuring.ROOT / "docs" / "benchmarks.rst", table(found))
+    return int(not held and not options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Reading weights fast: without copies, and each of them once."""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+# How many weights are squared at a time: those stay in a processor's cache, where
+# whole kernels in float64 would go through memory again and again.
+BLOCK = 1 << 17
+
+
+def peek(variable) -> np.ndarray:
+    """The value of a variable, without a copy where the backend can do so.
+
+    It is to be read at once, not to be kept and never to be written.
+    """
+    if keras.backend.backend() == "tensorflow":
+        try:
+            return np.asarray(memoryview(variable.value.value()))
+        except (AttributeError, BufferError, TypeError, ValueError):
+            pass  # such as bfloat16, which has no buffer that NumPy knows
+    return keras.ops.convert_to_numpy(variable)
+
+
+def power_sums(variable, axes: Sequence[int], p: int = 2) -> list[np.ndarray]:
+    """The sums of |w| ** p over all but one axis of a weight, in float64.
+
+    Args:
+        variable: the weight.
+        axes: the axes, each as a number from 0.
+        p: the power.
+
+    Returns:
+        For each axis an array of its size. Equal slices have equal sums.
+    """
+    value = peek(variable)
+    shape = value.shape
+    rows = value.reshape(-1, shape[-1])
+    columns, others = np.zeros(shape[-1]), np.empty(len(rows))
+    step = max(1, BLOCK // max(shape[-1], 1))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step].astype("float64")
+        if p == 2:
+            np.multiply(block, block, out=block)
+        else:
+            block = np.abs(block) ** p
+        columns += block.sum(axis=0)
+        others[start : start + step] = block.sum(axis=1)
+    last = len(shape) - 1
+    table = others.reshape(shape[:-1])
+    return [
+        columns
+        if axis == last
+        else table.sum(axis=tuple(i for i in range(last) if i != axis))
+        for axis in axes
+    ]
+
+
+def in_threads(function: Callable[..., Any], *arguments: Iterable) -> list:
+    """`map` in a few threads: NumPy lets others run while it computes."""
+    workers = min(4, os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, *arguments))
