@@ -24,9 +24,29 @@ def convert(lines: list[str]) -> list[str]:
             result.append(f"        {line}" if stripped else "")
         else:
             result.append(line)
-    return _inline("\n".join(result)).split("\n")
+    return _inline("\n".join(_parted(result))).split("\n")
 
 
+def _parted(lines: list[str]) -> list[str]:
+    """Attributes that are described together, each with the description."""
+    result: list[str] = []
+    lines = [*lines, ""]
+    while lines:
+        match = _TOGETHER.fullmatch(lines[0])
+        if match is None or "Attributes:" not in result:
+            result.append(lines.pop(0))
+            continue
+        indent, names, text = match.groups()
+        lines.pop(0)
+        more = []
+        while lines[0].startswith(f"{indent} "):
+            more.append(lines.pop(0))
+        for name in names.split(", "):
+            result += [f"{indent}{name}: {text}", *more]
+    return result
+
+
+_TOGETHER = re.compile(r"( +)(\w+(?:, \w+)+): (.*)")
 _EXAMPLE = re.compile(r"(^ *\.\. code-block::.*\n(?:\n| {8}.*\n?)*)", re.MULTILINE)
 _CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 
