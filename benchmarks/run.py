@@ -4,7 +4,7 @@
 
 Each in a process of its own, one after another. `latency` and `shrinking` take hours
 and are run by `--all` or by name only; their bars are those of their last run. Writes
-`benchmarks/results/bars.json` and `docs/benchmarks.rst`; `--quick` prints the table of
+`benchmarks/results/bars.json` and `docs/bars.rst`; `--quick` prints the table of
 what it measured, and writes neither.
 """
 
@@ -89,7 +89,7 @@ def main() -> int:
         rows = {b.what: {**dataclasses.asdict(b), "held": b.held} for b in found}
         path, versions = measuring.RESULTS / "bars.json", measuring.versions()
         measuring.save(path, rows, "bars", merge=False, versions=versions)
-        measuring.write(measuring.ROOT / "docs" / "benchmarks.rst", table(found))
+        measuring.write(measuring.ROOT / "docs" / "bars.rst", table(found))
     return int(not held and not options.quick)
 
 
