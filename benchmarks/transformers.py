@@ -18,26 +18,19 @@ at random by `MARGIN`, right after pruning.
 
 import argparse
 import dataclasses
-import json
-import os
-import pathlib
+import functools
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import measuring
 import keras
 import numpy as np
 from keras import layers, ops
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import filterprune
 
-import filterprune  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "transformers.json"
+RESULTS = measuring.RESULTS / "transformers.json"
 MARGIN = 0.03
 DRAWS = 5
 DECAY = 0.3  # as transformers are trained: what is not needed gets small
@@ -156,17 +149,11 @@ def accuracy(model, data):
     return float(model.evaluate(*data[2:], batch_size=256, verbose=0)[1])
 
 
-def milliseconds(models, x, rounds=30):
-    """The time of a batch of 64, the models taken in turn: the best of all rounds."""
+def milliseconds(models, x):
+    """The time of a batch of 64, the models taken in turn: the best of all turns."""
     batch = ops.convert_to_tensor(x[:64])
-    times = [[] for _ in models]
-    for number in range(rounds + 3):
-        for model, found in zip(models, times, strict=True):
-            start = time.perf_counter()
-            model.predict_on_batch(batch)
-            if number >= 3:
-                found.append(time.perf_counter() - start)
-    return [1000 * min(found) for found in times]
+    runs = [functools.partial(model.predict_on_batch, batch) for model in models]
+    return 1000 * np.min(measuring.interleaved(runs, least=30), axis=1)
 
 
 def pruned(dense, task, criterion):
@@ -198,7 +185,7 @@ def measure(task, seed, quick):
     cost = filterprune.analyze(small).before
     found |= {"params after": cost.params, "macs after": cost.macs}
     times = milliseconds([dense, small], data[2])
-    return found | dict(zip(("ms", "ms after"), times, strict=True))
+    return found | dict(zip(("ms", "ms after"), map(float, times), strict=True))
 
 
 ROWS = (
@@ -228,32 +215,35 @@ def table(means) -> str:
     return "\n".join(lines) + "\n"
 
 
+def averages(cells: dict) -> dict:
+    """The mean of each figure over the seeds of a model."""
+    found: dict[str, list] = {}
+    for key, cell in cells.items():
+        found.setdefault(key.split()[0], []).append(cell)
+    return {
+        name: {key: float(np.mean([c[key] for c in own])) for key in own[0]}
+        for name, own in found.items()
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--quick", action="store_true", help="one seed, half as long")
     args = parser.parse_args()
-    seeds = range(1 if args.quick else args.seeds)
-    known = (
-        {} if args.quick or not RESULTS.exists() else json.loads(RESULTS.read_text())
-    )
-    cells = known.get("seeds", {})
+    cells = {} if args.quick else measuring.load(RESULTS)
     for name in args.models:
-        cells[name] = []
-        for seed in seeds:
-            cells[name].append(measure(TASKS[name], seed, args.quick))
-            print(name, seed, cells[name][-1], flush=True)
-    means = {
-        name: {key: float(np.mean([c[key] for c in found])) for key in found[0]}
-        for name, found in cells.items()
-    }
+        for seed in range(1 if args.quick else args.seeds):
+            key = f"{name} {seed}"
+            cells[key] = measure(TASKS[name], seed, args.quick)
+            print(key, cells[key], flush=True)
+            if not args.quick:
+                measuring.save(RESULTS, {key: cells[key]}, **measuring.versions())
+    means = averages(cells)
     print(table(means))
     if not args.quick:
-        versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
-        result = {**versions, "mean": means, "seeds": cells}
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(table(means))
+        measuring.write(RESULTS.with_suffix(".md"), table(means))
     for name in args.models:
         mean = means[name]
         if (
