@@ -32,16 +32,17 @@ def toolkit() -> list[str]:
     return ["--toolkit", found] if result.returncode == 0 and found else []
 
 
-def run(name, quick) -> None:
-    """One benchmark; what it prints is seen as it comes."""
+def run(name, quick) -> bool:
+    """One benchmark, seen as it prints; whether it came to its end."""
     command = [sys.executable, HERE / f"{name}.py", *(["--quick"] if quick else [])]
     if name == "training":
         command += toolkit()
     print(f"== {name}", flush=True)
     started = time.perf_counter()
     result = subprocess.run(command)
-    words = "" if result.returncode in (0, 1) else f", ended with {result.returncode}"
-    print(f"== {name}: {time.perf_counter() - started:.0f} s{words}", flush=True)
+    took = time.perf_counter() - started
+    print(f"== {name}: {took:.0f} s, ended with {result.returncode}", flush=True)
+    return result.returncode == 0
 
 
 def table(found) -> str:
@@ -82,15 +83,20 @@ def main() -> int:
     for name in names:
         if name not in every:
             parser.error(f"there is no benchmark {name} in {every}")
-        run(name, options.quick)
-    found = [bar for name in every for bar in bars.load(name, options.quick)]
+    failed = [name for name in names if not run(name, options.quick)]
+    found = []
+    for name in every:
+        note = "of an earlier run: this one failed" if name in failed else ""
+        for bar in bars.load(name, options.quick):
+            notes = ", ".join(filter(None, (bar.note, note)))
+            found.append(dataclasses.replace(bar, note=notes))
     held = bars.show(found)
     if not options.quick:
         rows = {b.what: {**dataclasses.asdict(b), "held": b.held} for b in found}
         path, versions = measuring.RESULTS / "bars.json", measuring.versions()
         measuring.save(path, rows, "bars", merge=False, versions=versions)
         measuring.write(measuring.ROOT / "docs" / "bars.rst", table(found))
-    return int(not held and not options.quick)
+    return int(bool(failed) or (not held and not options.quick))
 
 
 if __name__ == "__main__":
