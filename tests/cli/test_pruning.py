@@ -57,10 +57,10 @@ def test_no_group_loses_more_than_max_sparsity(run, tmp_path):
 def test_only_the_kinds_asked_for_are_pruned(run, tmp_path):
     x = inputs = keras.Input((6, 6, 3))
     x = keras.layers.Conv2D(8, 3, name="conv")(x)
-    x = keras.layers.Dense(16, activation="relu", name="dense")(
+    x = keras.layers.Dense(16, activation="relu", name="hidden")(
         keras.layers.Flatten()(x)
     )
-    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
     model.save(tmp_path / "mixed.keras")
     path = tmp_path / "a.keras"
     found = run(
@@ -70,7 +70,7 @@ def test_only_the_kinds_asked_for_are_pruned(run, tmp_path):
     assert found.code == 0, found.err
     small = keras.saving.load_model(path)
     assert small.get_layer("conv").filters == 8
-    assert small.get_layer("dense").units == 8
+    assert small.get_layer("hidden").units == 8
     report = run("inspect", tmp_path / "mixed.keras")
     assert "channels" in report.out and "units" in report.out
 
