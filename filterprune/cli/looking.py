@@ -49,9 +49,15 @@ def _inspect(args) -> int:
     out.say(f"{args.model}: '{report.model_name}', {gates}, {size:,} bytes\n")
     out.table(
         "Groups of channels, kept or removed together",
-        ("layers", ">width", ">kept", "prunable"),
+        ("layers", "kind", ">width", ">kept", "prunable"),
         [
-            (group.name, f"{group.size:,}", f"{group.alive:,}", _prunable(group))
+            (
+                group.name,
+                group.kind,
+                f"{group.size:,}",
+                f"{group.alive:,}",
+                _prunable(group),
+            )
             for group in report.groups
         ],
     )
