@@ -5,7 +5,7 @@ import functools
 import importlib
 
 import keras
-import keras_hub  # type: ignore[import-not-found]
+import keras_hub
 import numpy as np
 from keras import ops
 
