@@ -121,7 +121,10 @@ def test_declared_composites_are_pruned_inside(declared, tmp_path):
     model.compile("adam", "mse", **WITHOUT_XLA)
     report = filterprune.analyze(model)
     sizes = {group.kind: group.size for group in report.prunable}
-    assert sizes == {"width": 8, "heads": 4, "key_dim": 2, "value_dim": 2, "ffn": 8}
+    inner = {"key_dim": 2, "value_dim": 2}
+    if keras.backend.backend() == "jax":  # where the two have one size
+        inner = {"head_dim": 2}
+    assert sizes == {"width": 8, "heads": 4, "ffn": 8, **inner}
     masked = filterprune.wrap_model(model)
     assert masked.compiled
     masked.fit(data(), np.zeros((4, 3)), verbose=0)

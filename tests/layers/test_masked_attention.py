@@ -18,6 +18,8 @@ CASES = {
     "grouped": lambda **kw: layers.GroupQueryAttention(4, 4, 2, **kw),
     "one key head": lambda **kw: layers.GroupQueryAttention(4, 3, 1, **kw),
 }
+if keras.backend.backend() == "jax":
+    del CASES["other sizes"]  # there Keras itself takes keys and values of one size
 SHAPE = (6, 8)
 
 every_case = pytest.mark.parametrize("name", CASES)
