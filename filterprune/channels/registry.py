@@ -184,7 +184,7 @@ def _load_rules_for(cls: type) -> None:
 _COMPOSITES: dict[type, Callable] = {}
 _COMPOSITE_LIBRARIES: set[str] = set()
 # Modules with rules for the layers of other libraries, which import those.
-_OPTIONAL = {"keras_hub": "filterprune.hub"}
+_OPTIONAL = {"keras_hub": "filterprune.channels.rules.hub"}
 
 
 def known_type(cls: type) -> type:
