@@ -29,6 +29,15 @@ class StochasticDepth(layers.Layer):
         return x * ops.floor(keras.random.uniform(shape, dtype=x.dtype) + 0.8)
 
 
+def _cast(x):
+    """In the precision that is set: Keras 3.15 loses float64 on its way.
+
+    Behind `ops.normalize` it says float32 of float64, and on PyTorch some operations
+    compute float32 and call it float64, which a convolution does not take.
+    """
+    return ops.cast(x, keras.config.floatx())
+
+
 class GraphBuilder:
     """Grows a graph call by call.
 
@@ -278,15 +287,14 @@ class GraphBuilder:
         if kind == "full":
             return ops.minimum(x, ops.full_like(x, 0.3))
         if kind == "blur":
-            # Not `x.dtype`: behind `ops.normalize` Keras 3.15 says float32 of float64.
             kernel = np.ones((2, 2, channels, 1), keras.config.floatx()) / 4
-            return ops.depthwise_conv(x, kernel, padding="same")
+            return ops.depthwise_conv(_cast(x), kernel, padding="same")
         if kind == "glu" and channels % 2 == 0:
             return ops.glu(x)
         dtype = keras.config.floatx()
         mean, variance = np.linspace(-1, 1, channels), np.linspace(1, 2, channels)
         return ops.batch_normalization(
-            x, mean.astype(dtype), variance.astype(dtype), axis=-1
+            _cast(x), mean.astype(dtype), variance.astype(dtype), axis=-1
         )
 
     def windows(self, x):
