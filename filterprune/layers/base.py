@@ -1,14 +1,20 @@
 """The base of all masked layers: one gate for every output channel."""
 
+import dataclasses
+import math
 from typing import Any
 
 import keras
 import numpy as np
 
-from filterprune.channels.flow import gates_of
+from filterprune.channels.activations import LINEAR, activation_of
+from filterprune.channels.flow import Place, gates_of
 from filterprune.channels.registry import known_type, weight_of
 from filterprune.channels.trace import call_parameters
 from filterprune.sums import peek
+
+# What a batch counts for where its size is open.
+USUAL_BATCH = 32
 
 _MASKED: dict[type, type["Masked"]] = {}
 
@@ -80,6 +86,8 @@ class Masked(keras.layers.Wrapper):
 
     masks_channels = True
     wraps: tuple[type, ...] = ()
+    # Whether it is a kernel times its inputs, plus a bias, and nothing else.
+    is_linear = False
 
     def __init__(self, layer, axis=-1, **kwargs):
         if isinstance(layer, Masked):
@@ -113,8 +121,27 @@ class Masked(keras.layers.Wrapper):
     def build(self, input_shape):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
-        self._add_gates(gates_of(self.layer, tuple(input_shape), mask=self))
+        plans = gates_of(self.layer, tuple(input_shape), mask=self)
+        if self.is_linear and self._has_fewer_outputs(input_shape):
+            plans = [_on_outputs(plan) for plan in plans]
+        self._add_gates(plans)
         self.built = True
+
+    def _has_fewer_outputs(self, input_shape) -> bool:
+        """Whether a batch of outputs is smaller than the kernel that makes it.
+
+        The gates are then multiplied into those, which is the same and cheaper.
+        Not in half precision, where a sum may be infinite, and zero times that is
+        no zero.
+        """
+        if activation_of(self.layer) is not LINEAR:
+            return False
+        if self.compute_dtype not in ("float32", "float64"):
+            return False
+        shape = self.layer.compute_output_shape(tuple(input_shape))
+        sizes = (shape[0] or USUAL_BATCH, *shape[1:])
+        kernel = math.prod(self.layer.kernel.shape)
+        return None not in sizes and math.prod(sizes) < kernel
 
     def _add_gates(self, plans) -> None:
         """One weight of gates for each of the plans, that of the output first."""
@@ -223,3 +250,9 @@ class Masked(keras.layers.Wrapper):
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
+
+
+def _on_outputs(plan):
+    """A layer's gates, all multiplied into its output and none into its weights."""
+    place = Place(output=0, axis=plan.axis, gates=np.arange(plan.size))
+    return dataclasses.replace(plan, weights={}, outputs=(place,))

@@ -9,30 +9,42 @@ from filterprune.layers.base import Masked, masks
 class MaskedConv1D(Masked):
     """A `Conv1D` with one gate for each filter. See `filterprune.layers.Masked`."""
 
+    is_linear = True
+
 
 @masks(layers.Conv2D)
 class MaskedConv2D(Masked):
     """A `Conv2D` with one gate for each filter. See `filterprune.layers.Masked`."""
+
+    is_linear = True
 
 
 @masks(layers.Conv3D)
 class MaskedConv3D(Masked):
     """A `Conv3D` with one gate for each filter. See `filterprune.layers.Masked`."""
 
+    is_linear = True
+
 
 @masks(layers.Conv1DTranspose)
 class MaskedConv1DTranspose(Masked):
     """A `Conv1DTranspose` with one gate for each filter. See `Masked`."""
+
+    is_linear = True
 
 
 @masks(layers.Conv2DTranspose)
 class MaskedConv2DTranspose(Masked):
     """A `Conv2DTranspose` with one gate for each filter. See `Masked`."""
 
+    is_linear = True
+
 
 @masks(layers.Conv3DTranspose)
 class MaskedConv3DTranspose(Masked):
     """A `Conv3DTranspose` with one gate for each filter. See `Masked`."""
+
+    is_linear = True
 
 
 @masks(layers.DepthwiseConv1D)

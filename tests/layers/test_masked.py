@@ -451,3 +451,41 @@ def test_inputs_of_another_width_are_refused_as_the_layer_does():
     for model in (masked.get_layer("conv2").layer, masked.get_layer("conv2")):
         with pytest.raises(ValueError, match="expected axis -1 of input shape"):
             model(np.ones((2, 4, 4, 16)))
+
+
+def gated_weights(masked):
+    return [name for plan in masked._plans for name in plan.weights]
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.Conv2D(6, 3, padding="same"), (2, 2, 64)),
+        (layers.Conv2DTranspose(6, 3, padding="same"), (2, 2, 64)),
+        (layers.Dense(6), (64,)),
+    ],
+)
+def test_gates_on_outputs_and_on_kernels_compute_the_same(layer, shape):
+    layer = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
+    masked = filterprune.wrap(layer)
+    masked.build((None, *shape))
+    masked.layer.bias.assign(np.linspace(-1, 1, 6))
+    masked.gate.assign([1, 0, 0.3, 1, 0, 1])  # those between 0 and 1 are soft
+    x = np.random.default_rng(0).normal(size=(4, *shape))
+    fewer = to_numpy(masked(x))
+
+    wide = filterprune.wrap(type(layer).from_config(layer.get_config()))
+    wide.build((10**6, *shape))  # more outputs than weights: gates on those
+    wide.set_weights(masked.get_weights())
+    assert gated_weights(masked) == [] and "kernel" in gated_weights(wide)
+    assert_close(fewer, to_numpy(wide(x)), 1e-5)
+    assert (fewer[..., [1, 4]] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float16"}, {"activation": "relu"}, {"activation": "tanh"}]
+)
+def test_gates_stay_on_kernels_where_outputs_would_not_do(change):
+    masked = filterprune.wrap(layers.Dense(6, **change))
+    masked.build((None, 64))
+    assert "kernel" in gated_weights(masked)
