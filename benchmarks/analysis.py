@@ -7,6 +7,7 @@ of interleaved runs.
 """
 
 import argparse
+import gc
 import sys
 
 import measuring
@@ -30,7 +31,7 @@ def measure(name: str, repeats: int) -> dict:
     constructor = getattr(keras.applications, name)
     model = constructor(weights=None, include_top=False, input_shape=(64, 64, 3))
     pair = (lambda: analyse(model), lambda: keras.models.clone_model(model))
-    times = measuring.interleaved(pair, least=repeats, warm=1)
+    times = measuring.interleaved(pair, least=repeats, warm=1, between=gc.collect)
     analysis, clone = np.median(times, axis=1)
     return {
         "layers": len(model.layers),

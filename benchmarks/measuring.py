@@ -98,7 +98,9 @@ def standard_error(values) -> float:
     return np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def interleaved(functions, seconds: float = 0.0, least: int = 5, warm: int = 2):
+def interleaved(
+    functions, seconds: float = 0.0, least: int = 5, warm: int = 2, between=None
+):
     """Seconds that functions take, `(functions, turns)`.
 
     They take turns, forth and back, so that what else the machine does hits all
@@ -109,19 +111,24 @@ def interleaved(functions, seconds: float = 0.0, least: int = 5, warm: int = 2):
         seconds: how long to go on.
         least: how many turns there are even if that takes longer.
         warm: how many turns before time is taken.
+        between: a function to call before each, such as `gc.collect`, so that none
+            pays for what another left behind.
     """
-    from filterprune.cli import timing
-
-    functions = list(functions)
-    timing.interleaved(functions, range(warm))
-    return timing.interleaved(functions, _turns(seconds, least))
-
-
-def _turns(seconds: float, least: int):
-    turn, end = 0, time.perf_counter() + seconds
-    while turn < least or time.perf_counter() < end:
-        yield turn
-        turn += 1
+    functions, taken = list(functions), []
+    end = None
+    while len(taken) < warm + least or time.perf_counter() < end:
+        if len(taken) == warm:
+            end = time.perf_counter() + seconds
+        times = np.zeros(len(functions))
+        order = range(len(functions))
+        for number in order if len(taken) % 2 else reversed(order):
+            if between is not None:
+                between()
+            started = time.perf_counter()
+            functions[number]()
+            times[number] = time.perf_counter() - started
+        taken.append(times)
+    return np.array(taken[warm:]).T
 
 
 def ratios(times) -> np.ndarray:

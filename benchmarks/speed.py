@@ -71,8 +71,8 @@ def compaction(name, turns) -> dict:
     def compact():
         compacted(masked)
 
-    gc.collect()
-    times = measuring.interleaved([clone, compact], least=turns, warm=1)
+    runs = [clone, compact]
+    times = measuring.interleaved(runs, least=turns, warm=1, between=gc.collect)
     return {
         "ratio": float(measuring.ratios(times)[0]),
         "clone s": float(np.median(times[0])),

@@ -96,6 +96,15 @@ class Valuation:
                 shut[own[closed]] = opened[own[~closed]] = True
         return np.where((shut & ~opened)[roots[labels]], 0.0, np.nan)
 
+    def is_closed(self, call: Call, channels: np.ndarray) -> bool:
+        """Whether the gates of a call's output, as they are, close these channels."""
+        if self.hypothetical or call.gate is None:
+            return False
+        closed = self.closed(call, call.gate)
+        if closed is None or closed.shape != channels.shape:
+            return False
+        return bool(closed[channels].all())
+
     def read(self, call: Call, labels, constants, fold: bool) -> None:
         """A layer reads channels, those that are dead with these constants."""
         roots = self.flow.table.roots()[labels]

@@ -229,6 +229,8 @@ def same(
         even = product is not None or (elementwise and not call.training)
         if weighted and zeros and even:
             result = np.repeat(vector, repeat)
+        elif valuation.is_closed(call, ~np.isnan(np.repeat(vector, repeat))):
+            result = np.repeat(vector * 0.0, repeat)  # and its gate makes zero of it
         else:  # a weight may yet become different from one position to another
             values = any_weights(call.op) if weighted else ()
             result = run_constant_map(
