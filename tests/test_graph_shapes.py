@@ -256,3 +256,24 @@ def test_a_shared_layer_reads_two_constants():
     masked.get_layer("block").get_layer("inside").gate.assign([1, 0, 1, 1])
     with pytest.warns(filterprune.PruningWarning, match="stay"):
         check_exact(masked, limit=1e-5)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: ops.take(x, [0, 5], axis=-1),
+        lambda x: x[..., 2:4],
+        lambda x: ops.split(x, [2], axis=-1)[0],
+    ],
+    ids=["take", "slice", "split"],
+)
+def test_no_tensor_in_the_middle_is_left_without_channels(part):
+    x = keras.Input((8, 8, 3))
+    y = conv(x, 6, name="whole")
+    gate = ops.sigmoid(ops.max(part(y), axis=-1, keepdims=True))
+    masked = filterprune.wrap_model(randomise(keras.Model(x, head(y * gate))))
+    sizes = [group.size for group in filterprune.analyze(masked).groups]
+    assert sorted(sizes[:-1]) == [2, 4]
+    filterprune.prune(masked, sparsity=2 / 3)  # all but one channel of each part
+    small = check_exact(masked, limit=1e-5)
+    assert small.get_layer("whole").filters == 2

@@ -154,12 +154,12 @@ class Analysis:
         """
         rng = np.random.default_rng(0)
         signature = np.zeros(self.flow.table.count, "uint64")
-        seen: set[bytes] = set()
+        seen: tuple[set[bytes], set[bytes]] = (set(), set())  # as they are; sorted
         for channels in self.flow.vectors:
             roots = self.roots[channels.labels].ravel()
-            if _is_new(roots, seen):
+            if _is_new(roots, seen[0]):
                 roots = np.unique(roots)
-                if _is_new(roots, seen):
+                if _is_new(roots, seen[1]):
                     signature[roots] += rng.integers(2**63, dtype="uint64")
         return signature
 
