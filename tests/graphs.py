@@ -434,10 +434,13 @@ class GraphBuilder:
         if self.chance():
             y = layers.LayerNormalization()(y)
         if kind == "multi-head":
+            sizes = [None, 4]
+            if keras.backend.backend() == "jax":  # Keras 3.15 has but one size there
+                sizes = [None]
             z = layers.MultiHeadAttention(
                 self.pick([1, 2, 3]),
                 self.pick([2, 3]),
-                value_dim=self.pick([None, 4]),
+                value_dim=self.pick(sizes),
                 use_bias=bias,
                 use_gate=self.chance(),
                 output_shape=self.pick([None, 5]),

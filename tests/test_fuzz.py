@@ -3,10 +3,11 @@
 import os
 import warnings
 
+import exactness
 import keras
 import numpy as np
 import pytest
-from exactness import check_exact, close_at_random, randomise
+from exactness import close_at_random, randomise
 from graphs import models
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,16 @@ SETTINGS = settings(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def check_exact(masked):
+    """Exact, as far as the backend has float64.
+
+    A normalisation of the one channel that is left multiplies what is rounding there:
+    where that is float32's, it is no longer small.
+    """
+    limit = None if keras.backend.backend() == "tensorflow" else 1e-3
+    return exactness.check_exact(masked, limit)
 
 
 @pytest.fixture(autouse=True)
