@@ -20,7 +20,7 @@ import measuring
 import bars
 import keras
 import numpy as np
-from accuracy import mobilenet, resnet
+from accuracy_nets import mobilenet, resnet
 from bars import Bar
 
 import filterprune
