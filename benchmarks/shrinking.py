@@ -4,9 +4,9 @@
 
 Fashion-MNIST (Debian's package `dataset-fashion-mnist`), 20,000 images to train on and
 all 10,000 test images. Every net is trained from scratch for 12 epochs and pruned to 4
-times fewer MACs from the end of the first to that of the third (by default all gates
-close in the first 15 %, here after one epoch without), once by `fit` and `compact`, once
-by `fit_shrinking`, with the same seed; wall time is that of both, compilation included.
+times fewer MACs from the end of the first to that of the third (by default gates close
+in the first 15 %: here after one epoch without), by `fit` and `compact` and again by
+`fit_shrinking`, with the same seed; wall time is that of both, compilation included.
 Each cell is written when it is done, and skipped when it is there:
 `benchmarks/results/shrinking.json`. `--quick` takes 4,000 digits and 4 epochs.
 """

@@ -6,12 +6,15 @@ Ratios of what runs in turn, as medians: `compact(verify=False)`, with half of e
 group closed, against `clone_model` and copying the weights of the full model; a
 compact model against the same net written by hand with the widths that are left; and
 ResNet-50 at 224 x 224 against itself at half of its widths, multiples of 8, for single
-images and batches of 8. What `import filterprune` takes beyond `import keras` is that
+images and batches of 8: as `compact` returns it, also in a process of one thread, and
+after `fold_batch_norm`. What `import filterprune` takes beyond `import keras` is that
 of processes of their own.
 """
 
 import argparse
 import gc
+import json
+import os
 import subprocess
 import sys
 import warnings
@@ -29,6 +32,13 @@ from filterprune.latency.units import run_model
 NETS = ("ResNet50", "EfficientNetB0", "DenseNet201", "NASNetLarge")
 # Builders of `accuracy.py`, and a width whose half is a width as well.
 HAND_WRITTEN = {"residual net": (resnet, 64), "mobile net": (mobilenet, 64)}
+# What of the figures of `halves` is shown, and how it is called.
+HALVES = (
+    ("halves", "as it is", "as it is"),
+    ("halves, one thread", "as it is", "one thread"),
+    ("halves", "batch norms folded", "its batch norms folded"),
+    ("halves", "both folded", "those of both folded"),
+)
 IMPORT = """
 import time
 import keras
@@ -96,20 +106,38 @@ def hand_written(name, batch, seconds) -> dict:
     }
 
 
-def halves(size, batches, seconds) -> dict:
+def halves(quick) -> dict:
     """How many times faster ResNet-50 is at half of its widths."""
+    size, batches, seconds = (64, (1,), 2) if quick else (224, (1, 8), 20)
     keras.utils.clear_session()
     full = keras.applications.ResNet50(weights=None, input_shape=(size, size, 3))
     small = compacted(halved(full, round_to=8))
+    models = {
+        "as it is": small,
+        "batch norms folded": filterprune.fold_batch_norm(small),
+        "both folded": filterprune.fold_batch_norm(full),
+    }
     found = {}
     for batch in batches:
-        runs = [run_model(model, batch) for model in (small, full)]
+        runs = [run_model(model, batch) for model in (*models.values(), full)]
         times = measuring.interleaved(runs, seconds)
-        found[str(batch)] = {
-            "speedup": float(measuring.ratios(times)[0]),
-            "full ms": 1e3 * float(np.median(times[1])),
+        faster = np.median(times[-1] / times[:-1], axis=1).tolist()
+        row = dict(zip(models, faster, strict=True))
+        both = np.median(times[2] / times[1])
+        row |= {
+            "both folded": float(both),
+            "full ms": 1e3 * float(np.median(times[-1])),
         }
+        found[str(batch)] = row
     return found
+
+
+def halves_on_one_thread(quick) -> dict:
+    """The same in a process that computes in one thread."""
+    env = dict(os.environ, TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1")
+    command = [sys.executable, __file__, "--halves", *(["--quick"] if quick else [])]
+    run = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def import_seconds(repeats) -> float:
@@ -133,8 +161,8 @@ def measure(quick) -> dict:
     figures["hand-written"] = {
         name: hand_written(name, 32, 2 if quick else 15) for name in HAND_WRITTEN
     }
-    size, batches, seconds = (64, (1,), 2) if quick else (224, (1, 8), 20)
-    figures["halves"] = halves(size, batches, seconds)
+    figures["halves"] = halves(quick)
+    figures["halves, one thread"] = halves_on_one_thread(quick)
     return figures
 
 
@@ -150,12 +178,13 @@ def bars_of(figures, quick) -> list[Bar]:
     least = {} if quick else {"1": 2.8, "8": 3.3}
     found += [
         Bar(
-            f"ResNet-50, full / half as wide, batch {batch}",
-            row["speedup"],
-            least=least.get(batch),
+            f"ResNet-50, full / half as wide, batch {batch}, {name}",
+            row[how],
+            least=least.get(batch) if how != "both folded" else None,
             note="64 px" if quick else "",
         )
-        for batch, row in figures["halves"].items()
+        for key, how, name in HALVES
+        for batch, row in figures[key].items()
     ]
     what = "import of filterprune beyond keras, s"
     return [*found, Bar(what, figures["import s"], 0.15)]
@@ -164,7 +193,11 @@ def bars_of(figures, quick) -> list[Bar]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small, in a minute")
+    parser.add_argument("--halves", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.halves:
+        print(json.dumps(halves(options.quick)))
+        return 0
     figures = measure(options.quick)
     found = bars_of(figures, options.quick)
     bars.save("speed", found, figures, options.quick)

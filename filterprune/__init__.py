@@ -9,6 +9,7 @@ from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
 from filterprune.expansion import expand
 from filterprune.exporting import export_model
+from filterprune.folding import fold_batch_norm
 from filterprune.gates import kept_indices, replay
 from filterprune.latency import LatencyModel, measure_latency
 from filterprune.recovery import recalibrate
@@ -53,6 +54,7 @@ __all__ = [
     "expand",
     "export_model",
     "fit_shrinking",
+    "fold_batch_norm",
     "kept_indices",
     "layers",
     "measure_latency",

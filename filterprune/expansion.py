@@ -27,7 +27,7 @@ from filterprune.inlining import (
     has_own_weights,
     is_symbolic,
 )
-from filterprune.rebuilding import Rebuilder, build_alike, copy_layer, remake
+from filterprune.rebuilding import Rebuilder, copy_built
 from filterprune.verification import largest_difference
 
 
@@ -145,12 +145,12 @@ class _Expander(Rebuilder):
 
     def _make(self, op):
         if self._function(op) is None:
-            return _copied(op)
+            return copy_built(op)
         try:
             new = copy_whole(op)
         except Exception as error:
             self._give_up(op, f"it cannot be copied ({error})")
-            return _copied(op)
+            return copy_built(op)
         self._name_parts(new, set())
         return new
 
@@ -213,15 +213,3 @@ class _Expander(Rebuilder):
 
 def _own_call(layer, *args, **kwargs):
     return layer.call(*args, **kwargs)
-
-
-def _copied(op):
-    """A copy of an operation with the same weights."""
-    if not is_layer(op):
-        return remake(op)
-    try:
-        new = copy_layer(op)
-        build_alike(op, new)
-    except Exception:
-        return copy_object(op)
-    return new

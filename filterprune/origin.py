@@ -44,7 +44,9 @@ class Origin:
     def set_gates(self, closed: np.ndarray, soft: float = 0.0) -> None:
         """Set every gate in the current model by its original slot."""
         here = self.place >= 0
-        chosen = self.current.closed()
+        chosen = np.zeros(self.current.count, bool)
+        if here.sum() < chosen.size:  # there are others
+            chosen = self.current.closed()
         chosen[self.place[here]] = closed[here]
         self.current.set_gates(chosen, soft)
 

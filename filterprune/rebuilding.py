@@ -249,7 +249,8 @@ class Rebuilder:
         new = keras.Sequential(name=model.name, trainable=model.trainable)
         new.add(self._inputs(trace(model))[0])
         for layer in model.layers:
-            new.add(self._op(layer))
+            if self._op(layer) is not None:
+                new.add(self._op(layer))
             if self._afters[id(layer)] is not None:
                 new.add(self._afters[id(layer)])
         return new
@@ -313,3 +314,15 @@ def _warn_of_methods(model) -> None:
 def remake(op):
     """A copy of any operation: of a layer by its config, unbuilt."""
     return copy_layer(op) if is_layer(op) else copy_operation(op)
+
+
+def copy_built(op):
+    """A copy of any operation, of a layer with the same weights."""
+    if not is_layer(op):
+        return remake(op)
+    try:
+        new = copy_layer(op)
+        build_alike(op, new)
+    except Exception:
+        return copy_object(op)
+    return new

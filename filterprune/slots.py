@@ -17,7 +17,7 @@ from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, CostModel
-from filterprune.sums import peek
+from filterprune.sums import peek, poke
 
 # How layers name a weight that scales each channel.
 SCALES = ("gamma", "scale")
@@ -159,7 +159,7 @@ class Slots:
             wanted = np.where(closed[slots], soft, 1.0)
             new = np.where(known, wanted, gate).astype(gate.dtype)
             if not np.array_equal(new, gate):
-                place.variable.assign(new)
+                poke(place.variable, new)
 
     @functools.cached_property
     def costs(self) -> CostModel:
@@ -201,19 +201,29 @@ class Slots:
         Args:
             *roles: some of `"maker"`, `"reader"` and `"scale"`.
         """
+        for op, part in self._parts:
+            if part.role in roles:  # a part remembers its weight's values
+                yield dataclasses.replace(part, variable=weight_of(op, part.name))
+
+    @functools.cached_property
+    def _parts(self) -> list[tuple[Any, Part]]:
+        """All parts, each with the layer that has the weight."""
         calls: dict[int, Call] = {}
         for call in self.analysis.flow.calls:
             # Of several calls of a layer the first, of those with gates if any.
             first = calls.setdefault(id(call.op), call)
             if not first.gates:
                 calls[id(call.op)] = call
+        found = []
         for call in calls.values():
             binding = self.analysis.flow.bindings.get(id(call.op))
             for name, axes in binding.axes.items() if binding is not None else ():
                 for axis, labels in enumerate(axes):
                     role = self._role(call, name, axes, axis)
-                    if labels is not None and role in roles:
-                        yield from self._part(call, name, role, axis, labels)
+                    if labels is not None and role is not None:
+                        part = self._part(call, name, role, axis, labels)
+                        found += [] if part is None else [(call.op, part)]
+        return found
 
     @staticmethod
     def _role(call: Call, name: str, axes: tuple, axis: int) -> str | None:
@@ -229,15 +239,15 @@ class Slots:
         again = any(n is not None and n.shape[axis] > 1 for n in numbers)  # by itself
         return "reader" if again or not _made_by(gates, axes[axis]) else None
 
-    def _part(self, call, name, role, axis, labels) -> Iterator[Part]:
+    def _part(self, call, name, role, axis, labels) -> Part | None:
         slots = self.of(np.asarray(labels).ravel())
         if (slots < 0).all():
-            return
+            return None
         variable = weight_of(call.op, name)
         blocks = _blocks(np.asarray(labels).ravel()) if role == "maker" else 1
         slots = slots[: slots.size // blocks]
         kind = type(call.op).__name__
-        yield Part(call.path, kind, name, role, slots, variable, axis, blocks)
+        return Part(call.path, kind, name, role, slots, variable, axis, blocks)
 
     def filters_of(self, *roles: str) -> list[Part]:
         """The same as `parts`, but a layer makes its channels by one part alone.

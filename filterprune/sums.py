@@ -26,6 +26,14 @@ def peek(variable) -> np.ndarray:
     return keras.ops.convert_to_numpy(variable)
 
 
+def poke(variable, value: np.ndarray) -> None:
+    """Assign an array of the variable's shape and dtype, without delay."""
+    if keras.backend.backend() == "tensorflow":
+        variable.value.assign(value, read_value=False)
+    else:
+        variable.assign(value)
+
+
 def power_sums(variable, axes: Sequence[int], p: int = 2) -> list[np.ndarray]:
     """The sums of |w| ** p over all but one axis of a weight, in float64.
 

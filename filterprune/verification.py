@@ -57,7 +57,7 @@ def compare(model, other, inputs=None, tolerance=None) -> Comparison:
     else:
         new = keras.tree.flatten(other(inputs))
     if tolerance is None:
-        tolerance = TOLERANCES[_coarsest(model, old[0])]
+        tolerance = tolerance_of(model, old[0])
     if [tuple(a.shape) for a in old] != [tuple(b.shape) for b in new]:
         return Comparison(float("inf"), tolerance)
     return Comparison(_largest_difference(old, new), tolerance)
@@ -125,7 +125,7 @@ def verify_same(masked, small, analysis: Analysis, survivors: Survivors) -> floa
     inputs, old = _run_at_some_size(masked)
     new = _run(small, inputs)
     worst = _largest_difference(old, new)
-    tolerance = TOLERANCES[_coarsest(masked, old[0])]
+    tolerance = tolerance_of(masked, old[0])
     if not worst <= tolerance:
         itself = _largest_difference(old, _run(masked, inputs))
         if not itself <= tolerance:
@@ -186,6 +186,11 @@ def _run(model, inputs) -> list:
     fixed = [(v, keras.ops.ones(v.shape, v.dtype)) for v in seeds]
     with keras.StatelessScope(fixed):
         return keras.tree.flatten(model(inputs, training=False))
+
+
+def tolerance_of(model, output=None) -> float:
+    """What rounding may do to a model's outputs, relative to the largest."""
+    return TOLERANCES[_coarsest(model, model.outputs[0] if output is None else output)]
 
 
 def _coarsest(model, output) -> str:

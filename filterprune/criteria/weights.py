@@ -160,12 +160,11 @@ class GroupMagnitude(Criterion):
         weights: dict[int, list[Part]] = {}
         for part in slots.parts(*self.roles):
             weights.setdefault(id(part.variable), []).append(part)
-        total = np.zeros(slots.count)
-        for part, powers in itertools.chain(
-            *in_threads(self._powers, weights.values())
-        ):
-            known = part.slots >= 0
-            np.add.at(total, part.slots[known], powers[known])
+        found = list(itertools.chain(*in_threads(self._powers, weights.values())))
+        where = np.concatenate([part.slots for part, _ in found])
+        powers = np.concatenate([powers for _, powers in found])
+        known = where >= 0
+        total = np.bincount(where[known], powers[known], minlength=slots.count)
         return self.by_group(slots, total ** (1 / self.p))
 
     def _powers(self, parts: list[Part]) -> list[tuple[Part, np.ndarray]]:

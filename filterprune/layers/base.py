@@ -122,13 +122,13 @@ class Masked(keras.layers.Wrapper):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
         plans = gates_of(self.layer, tuple(input_shape), mask=self)
-        if self.is_linear and self._has_fewer_outputs(input_shape):
+        if self.is_linear and self._has_fewer_outputs(input_shape, plans[0]):
             plans = [_on_outputs(plan) for plan in plans]
         self._add_gates(plans)
         self.built = True
 
-    def _has_fewer_outputs(self, input_shape) -> bool:
-        """Whether a batch of outputs is smaller than the kernel that makes it.
+    def _has_fewer_outputs(self, input_shape, plan) -> bool:
+        """Whether a batch of outputs is smaller than the weights to be gated.
 
         The gates are then multiplied into those, which is the same and cheaper.
         Not in half precision, where a sum may be infinite, and zero times that is
@@ -140,8 +140,8 @@ class Masked(keras.layers.Wrapper):
             return False
         shape = self.layer.compute_output_shape(tuple(input_shape))
         sizes = (shape[0] or USUAL_BATCH, *shape[1:])
-        kernel = math.prod(self.layer.kernel.shape)
-        return None not in sizes and math.prod(sizes) < kernel
+        gated = sum(math.prod(weight_of(self.layer, n).shape) for n in plan.weights)
+        return None not in sizes and math.prod(sizes) < gated
 
     def _add_gates(self, plans) -> None:
         """One weight of gates for each of the plans, that of the output first."""

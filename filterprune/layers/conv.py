@@ -51,17 +51,25 @@ class MaskedConv3DTranspose(Masked):
 class MaskedDepthwiseConv1D(Masked):
     """A `DepthwiseConv1D` with one gate for each output channel. See `Masked`."""
 
+    is_linear = True
+
 
 @masks(layers.DepthwiseConv2D)
 class MaskedDepthwiseConv2D(Masked):
     """A `DepthwiseConv2D` with one gate for each output channel. See `Masked`."""
+
+    is_linear = True
 
 
 @masks(layers.SeparableConv1D)
 class MaskedSeparableConv1D(Masked):
     """A `SeparableConv1D` with one gate for each filter. See `Masked`."""
 
+    is_linear = True
+
 
 @masks(layers.SeparableConv2D)
 class MaskedSeparableConv2D(Masked):
     """A `SeparableConv2D` with one gate for each filter. See `Masked`."""
+
+    is_linear = True

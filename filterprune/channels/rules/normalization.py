@@ -28,6 +28,30 @@ def batch_normalization(layer, x, mask=None):
     )
 
 
+def affine_of(layer) -> tuple[np.ndarray, np.ndarray] | None:
+    """What a batch norm multiplies each channel by in inference, and then adds.
+
+    Returns:
+        Both in float64, `(channels,)`; None if `layer` is no batch norm, or one that
+        does more.
+    """
+    if type(layer) is not layers.BatchNormalization or layer.renorm:
+        return None
+    mean, variance, gamma, beta = (
+        None if weight is None else keras.ops.convert_to_numpy(weight).astype("float64")
+        for weight in (
+            layer.moving_mean,
+            layer.moving_variance,
+            layer.gamma,
+            layer.beta,
+        )
+    )
+    scale = 1 / np.sqrt(variance + layer.epsilon)
+    if gamma is not None:
+        scale = scale * gamma
+    return scale, (0.0 if beta is None else beta) - mean * scale
+
+
 def _channel_axis(layer, x):
     """The axis of channels, if it is among those that are normalised."""
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
