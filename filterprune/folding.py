@@ -1,6 +1,7 @@
 """Batch norms folded into the layers before them: fewer operations to run."""
 
 import collections
+from typing import Any
 
 import keras
 import numpy as np
@@ -81,8 +82,8 @@ def fold_batch_norm(model):
     return small
 
 
-def _foldable(found: Flow) -> dict[int, tuple[Call, Call]]:
-    """The pairs of a layer and its batch norm, by the ids of both."""
+def _foldable(found: Flow) -> dict[int, Any]:
+    """For the id of a layer it and what its batch norm does; for that of that None."""
     calls = {id(call.op): call for call in found.calls}
     readers: collections.Counter = collections.Counter()
     makers = {}
@@ -93,19 +94,25 @@ def _foldable(found: Flow) -> dict[int, tuple[Call, Call]]:
             readers.update(map(id, node.inputs))
             makers.update({id(tensor): node.op for tensor in node.outputs})
         readers.update(map(id, graph.outputs))
-    pairs = {}
+    pairs: dict[int, Any] = {}
     for graph in found.graphs.values():
         for node in graph.nodes:
-            if len(node.inputs) != 1 or affine_of(node.op) is None:
+            factors = affine_of(node.op)
+            if len(node.inputs) != 1 or factors is None:
                 continue
             (tensor,) = node.inputs
             maker, norm = calls.get(id(makers.get(id(tensor)))), calls.get(id(node.op))
             if maker is None or norm is None or norm.training:
                 continue
             once = uses[id(maker.op)] == uses[id(norm.op)] == readers[id(tensor)] == 1
-            if once and _takes_factors(maker) and maker.gate.axis == norm.gate.axis:
-                pairs[id(maker.op)] = pairs[id(norm.op)] = maker, norm
+            if once and _takes_factors(maker) and _axis(maker) == _axis(norm):
+                pairs |= {id(maker.op): (maker, factors), id(norm.op): None}
     return pairs
+
+
+def _axis(call: Call) -> int | None:
+    """The axis of the output that gates run along."""
+    return None if call.gate is None else call.gate.axis
 
 
 def _takes_factors(call: Call) -> bool:
@@ -123,20 +130,20 @@ def _takes_factors(call: Call) -> bool:
 class _Folder(Rebuilder):
     """Rebuilds a model with some batch norms in the layers before them."""
 
-    def __init__(self, pairs: dict[int, tuple[Call, Call]]):
+    def __init__(self, pairs: dict[int, Any]):
         super().__init__(self._make)
         self._pairs = pairs
 
     def _make(self, op):
         if id(op) not in self._pairs:
             return copy_built(op)
-        maker, norm = self._pairs[id(op)]
-        return None if op is norm.op else _folded(maker, norm)
+        pair = self._pairs[id(op)]
+        return None if pair is None else _folded(*pair)
 
 
-def _folded(call: Call, norm: Call):
-    """The layer with the batch norm in its kernel and bias."""
-    scale, shift = affine_of(norm.op)
+def _folded(call: Call, factors: tuple[np.ndarray, np.ndarray]):
+    """The layer with a batch norm's factors and summands in its kernel and bias."""
+    scale, shift = factors
     new = copy_layer(call.op, use_bias=True)
     if not new.built:
         new.build_from_config(call.op.get_build_config())
@@ -144,7 +151,8 @@ def _folded(call: Call, norm: Call):
     if not call.op.use_bias:  # Keras adds it last
         weights.append(np.zeros(new.bias.shape))
     new.set_weights(weights)
-    for name, numbers in call.gate.weights.items():
+    gate = call.gates[0]
+    for name, numbers in gate.weights.items():
         if name != "bias":
             variable = weight_of(new, name)
             variable.assign(_double(variable) * scale[numbers])
