@@ -153,6 +153,7 @@ def main() -> int:
                 cells[key] = run(net, way, seed, data, epochs)
                 print(key, cells[key], flush=True)
                 save(cells, options.quick)
+    save(cells, options.quick)  # the bars of all nets, also if none was new
     show(compare(cells))
     bars.show(bars_of(compare(cells)))
     return 0

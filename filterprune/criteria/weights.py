@@ -1,13 +1,11 @@
 """Criteria that look at weights alone."""
 
-import itertools
-
 import numpy as np
 
 from filterprune.criteria.base import Criterion, register_criterion
 from filterprune.schedules import is_integer
 from filterprune.slots import Part
-from filterprune.sums import in_threads, power_sums
+from filterprune.sums import power_sums
 
 
 @register_criterion("l1")
@@ -160,7 +158,7 @@ class GroupMagnitude(Criterion):
         weights: dict[int, list[Part]] = {}
         for part in slots.parts(*self.roles):
             weights.setdefault(id(part.variable), []).append(part)
-        found = list(itertools.chain(*in_threads(self._powers, weights.values())))
+        found = [pair for parts in weights.values() for pair in self._powers(parts)]
         where = np.concatenate([part.slots for part, _ in found])
         powers = np.concatenate([powers for _, powers in found])
         known = where >= 0

@@ -460,24 +460,26 @@ def gated_weights(masked):
 @pytest.mark.parametrize(
     "layer, shape",
     [
-        (layers.Conv2D(6, 3, padding="same"), (2, 2, 64)),
-        (layers.Conv2DTranspose(6, 3, padding="same"), (2, 2, 64)),
-        (layers.Dense(6), (64,)),
+        (layers.Conv2D(6, 3, padding="same"), (None, 2, 2, 64)),
+        (layers.Conv2DTranspose(6, 3, padding="same"), (None, 2, 2, 64)),
+        (layers.Dense(6), (None, 64)),
+        (layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2), (1, 1, 1, 3)),
+        (layers.SeparableConv2D(6, 3, padding="same"), (1, 1, 1, 64)),
     ],
 )
 def test_gates_on_outputs_and_on_kernels_compute_the_same(layer, shape):
     layer = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
     masked = filterprune.wrap(layer)
-    masked.build((None, *shape))
+    masked.build(shape)
     masked.layer.bias.assign(np.linspace(-1, 1, 6))
     masked.gate.assign([1, 0, 0.3, 1, 0, 1])  # those between 0 and 1 are soft
-    x = np.random.default_rng(0).normal(size=(4, *shape))
+    x = np.random.default_rng(0).normal(size=(shape[0] or 4, *shape[1:]))
     fewer = to_numpy(masked(x))
 
     wide = filterprune.wrap(type(layer).from_config(layer.get_config()))
-    wide.build((10**6, *shape))  # more outputs than weights: gates on those
+    wide.build((10**6, *shape[1:]))  # more outputs than weights: gates on those
     wide.set_weights(masked.get_weights())
-    assert gated_weights(masked) == [] and "kernel" in gated_weights(wide)
+    assert gated_weights(masked) == [] and "bias" in gated_weights(wide)
     assert_close(fewer, to_numpy(wide(x)), 1e-5)
     assert (fewer[..., [1, 4]] == 0).all()
 
