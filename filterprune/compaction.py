@@ -5,7 +5,7 @@ import warnings
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, Gate, Place, describe
+from filterprune.channels.calls import Call, Gate, Place, describe
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from filterprune.channels.activations import LINEAR, activation_of
-from filterprune.channels.flow import Call, Flow, flow
+from filterprune.channels.calls import Call, Flow
+from filterprune.channels.flow import flow
 from filterprune.channels.registry import weight_of
 from filterprune.channels.rules.normalization import affine_of
 from filterprune.channels.trace import check_model, is_layer

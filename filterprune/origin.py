@@ -6,7 +6,7 @@ since: selection works on its slots, and what is gone counts as closed.
 
 import numpy as np
 
-from filterprune.channels.flow import Gate
+from filterprune.channels.calls import Gate
 from filterprune.channels.groups import Analysis
 from filterprune.slots import Slots, masked_analysis
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Binding, Call
+from filterprune.channels.calls import Binding, Call
 from filterprune.channels.groups import Analysis
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import copy_operation, is_layer

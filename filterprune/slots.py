@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, Gate
+from filterprune.channels.calls import Call, Gate
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model

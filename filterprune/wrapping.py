@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, gates_of
+from filterprune.channels.calls import Call
+from filterprune.channels.flow import gates_of
 from filterprune.channels.groups import Analysis, needs_gate, study
 from filterprune.channels.registry import known_type, layer_rule, unseen_axis
 from filterprune.channels.survivors import Survivors

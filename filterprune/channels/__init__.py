@@ -1,7 +1,8 @@
 """The one analysis: what every layer does to channels."""
 
 from filterprune.channels import rules
-from filterprune.channels.flow import Flow, describe, flow
+from filterprune.channels.calls import Flow, describe
+from filterprune.channels.flow import flow
 from filterprune.channels.holding import hold
 from filterprune.channels.joining import join
 from filterprune.channels.labels import Channels

@@ -5,8 +5,8 @@ import re
 import numpy as np
 
 from filterprune.channels.activations import activation_of
+from filterprune.channels.calls import Ambiguous, Gate, Place, current
 from filterprune.channels.constants import spread
-from filterprune.channels.flow import Ambiguous, Gate, Place, current
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of
 

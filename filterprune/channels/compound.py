@@ -13,8 +13,8 @@ from filterprune.channels.binding import (
     note_resizing,
     words_of,
 )
+from filterprune.channels.calls import Ambiguous, Gate, current
 from filterprune.channels.constants import count_positions, spread, values_along
-from filterprune.channels.flow import Ambiguous, Gate, current
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of
 from filterprune.channels.verbs import along

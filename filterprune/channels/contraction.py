@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from filterprune.channels.binding import bind_constants
+from filterprune.channels.calls import current, describe
 from filterprune.channels.constants import spread, values_along
-from filterprune.channels.flow import current, describe
 from filterprune.channels.joining import gather
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes

@@ -1,6 +1,6 @@
 """Who reads whom: the edges between the calls of a model, from its analysis."""
 
-from filterprune.channels.flow import Flow
+from filterprune.channels.calls import Flow
 from filterprune.channels.trace import model_in
 
 

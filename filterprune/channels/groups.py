@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from filterprune.channels.flow import Call, Flow, Gate, describe, flow
+from filterprune.channels.calls import Call, Flow, Gate, describe
+from filterprune.channels.flow import flow
 from filterprune.channels.kinds import kind_of
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.values import Valuation, find_stuck

@@ -8,19 +8,17 @@ import keras
 import numpy as np
 
 from filterprune.channels import registry
-from filterprune.channels.flow import (
+from filterprune.channels.calls import (
     Ambiguous,
     Binding,
     Call,
     Gate,
     Place,
-    apply_rule,
     calling,
     current,
     describe,
-    leave_out,
-    put_back,
 )
+from filterprune.channels.flow import apply_rule, leave_out, put_back
 from filterprune.channels.labels import Channels
 from filterprune.channels.trace import Node, takes_training
 

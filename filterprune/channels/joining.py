@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from filterprune.channels.binding import bind_weights, note_resizing
+from filterprune.channels.calls import current
 from filterprune.channels.constants import GENERIC, spread, values_along
-from filterprune.channels.flow import current
 from filterprune.channels.labels import Channels, fit
 from filterprune.channels.verbs import along
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from filterprune.channels.flow import Gate
+from filterprune.channels.calls import Gate
 
 KINDS = (
     *("heads", "key_dim", "value_dim", "head_dim"),

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Ambiguous, current
+from filterprune.channels.calls import Ambiguous, current
 
 
 def concatenate(xs, axis):

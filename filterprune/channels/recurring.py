@@ -15,17 +15,9 @@ from filterprune.channels.binding import (
     note_resizing,
     words_of,
 )
+from filterprune.channels.calls import Ambiguous, Gate, Loop, Place, current, describe
 from filterprune.channels.constants import count_positions, spread, values_along
-from filterprune.channels.flow import (
-    Ambiguous,
-    Gate,
-    Loop,
-    Place,
-    current,
-    describe,
-    leave_out,
-    put_back,
-)
+from filterprune.channels.flow import leave_out, put_back
 from filterprune.channels.holding import Held, enter, shifted
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from filterprune.channels.flow import Call, Flow, Gate, describe
+from filterprune.channels.calls import Call, Flow, Gate, describe
 from filterprune.channels.labels import Channels, fit
 
 

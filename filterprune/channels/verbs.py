@@ -26,6 +26,7 @@ from filterprune.channels.binding import (
     note_resizing,
     with_outputs,
 )
+from filterprune.channels.calls import Ambiguous, current, describe
 from filterprune.channels.constants import (
     GENERIC,
     any_weights,
@@ -36,7 +37,6 @@ from filterprune.channels.constants import (
     spread,
     values_along,
 )
-from filterprune.channels.flow import Ambiguous, current, describe
 from filterprune.channels.labels import Channels, squeeze_uniform
 from filterprune.channels.registry import weight_of
 

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call, Loop
+from filterprune.channels.calls import Call, Loop
 from filterprune.channels.labels import squeeze_uniform
 from filterprune.channels.trace import is_layer, part_named, parts_of
 from filterprune.criteria import recurrence

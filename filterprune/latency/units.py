@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 
-from filterprune.channels.flow import Call
+from filterprune.channels.calls import Call
 from filterprune.channels.groups import Analysis
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import weight_of

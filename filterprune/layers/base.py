@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from filterprune.channels.activations import LINEAR, activation_of
-from filterprune.channels.flow import Place, gates_of
+from filterprune.channels.calls import Place
+from filterprune.channels.flow import gates_of
 from filterprune.channels.registry import known_type, weight_of
 from filterprune.channels.trace import call_parameters
 from filterprune.sums import peek

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
+from filterprune.channels.calls import Call
 from filterprune.channels.edges import sources
-from filterprune.channels.flow import Call
 from filterprune.channels.groups import Analysis
 from filterprune.channels.labels import Channels
 from filterprune.channels.survivors import Survivors

@@ -3,7 +3,7 @@
 from keras import layers
 
 from filterprune.channels.activations import activation_of
-from filterprune.channels.flow import current, describe
+from filterprune.channels.calls import current, describe
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import known_type, operation, rule
 from filterprune.channels.verbs import coupling, fixed, normalise, same

@@ -7,10 +7,10 @@ import numpy as np
 from keras import layers
 
 from filterprune.channels.binding import bind_weights
+from filterprune.channels.calls import current, describe
 from filterprune.channels.compound import Inner, compound, positions_of
 from filterprune.channels.constants import rounded, spread
 from filterprune.channels.contraction import contract
-from filterprune.channels.flow import current, describe
 from filterprune.channels.joining import gather
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import rule

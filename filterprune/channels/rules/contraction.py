@@ -4,9 +4,9 @@ import math
 
 from keras import layers
 
+from filterprune.channels.calls import current, describe
 from filterprune.channels.constants import rounded
 from filterprune.channels.contraction import contract
-from filterprune.channels.flow import current, describe
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation, rule
 from filterprune.channels.verbs import barrier

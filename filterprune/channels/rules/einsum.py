@@ -6,7 +6,7 @@ import math
 from keras import layers
 
 from filterprune.channels.binding import bind_weights
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.joining import gather
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes

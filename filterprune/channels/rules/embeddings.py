@@ -4,8 +4,8 @@ import numpy as np
 from keras import layers
 
 from filterprune.channels.binding import bind_weights, note_resizing
+from filterprune.channels.calls import current
 from filterprune.channels.constants import count_positions, values_along
-from filterprune.channels.flow import current
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import along, mix
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import concatenate as concatenated
 from filterprune.channels.moves import run_on_arrays, varied_axes, whole_batch

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import layers
 
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.moves import full_shape, run_on_arrays
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import take

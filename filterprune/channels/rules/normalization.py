@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import barrier, normalise, same

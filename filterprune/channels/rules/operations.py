@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from filterprune.channels.binding import bind_constants
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.joining import constant, join
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import layers
 
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import operation, rule
 from filterprune.channels.verbs import barrier, channel_axis, same, take

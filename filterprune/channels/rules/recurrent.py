@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from filterprune.channels.flow import Gate, Place, current, describe
+from filterprune.channels.calls import Gate, Place, current, describe
 from filterprune.channels.holding import Held, enter
 from filterprune.channels.labels import Channels, squeeze_uniform
 from filterprune.channels.moves import concatenate

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.joining import gather, join
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import operation

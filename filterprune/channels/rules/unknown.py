@@ -2,7 +2,7 @@
 
 import keras
 
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.joining import join_unknown
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes

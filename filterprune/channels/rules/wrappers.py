@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from filterprune.channels.flow import current
+from filterprune.channels.calls import current
 from filterprune.channels.holding import hold
 from filterprune.channels.registry import calls_models, rule
 from filterprune.channels.verbs import barrier, same
