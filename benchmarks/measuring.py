@@ -99,7 +99,11 @@ def standard_error(values) -> float:
 
 
 def interleaved(
-    functions, seconds: float = 0.0, least: int = 5, warm: int = 2, between=None
+    functions,
+    seconds: float = 0.0,
+    least: int = 5,
+    warm: int = 2,
+    between=lambda: None,
 ):
     """Seconds that functions take, `(functions, turns)`.
 
@@ -114,21 +118,18 @@ def interleaved(
         between: a function to call before each, such as `gc.collect`, so that none
             pays for what another left behind.
     """
-    functions, taken = list(functions), []
-    end = None
-    while len(taken) < warm + least or time.perf_counter() < end:
-        if len(taken) == warm:
-            end = time.perf_counter() + seconds
-        times = np.zeros(len(functions))
-        order = range(len(functions))
-        for number in order if len(taken) % 2 else reversed(order):
-            if between is not None:
-                between()
-            started = time.perf_counter()
-            functions[number]()
-            times[number] = time.perf_counter() - started
-        taken.append(times)
-    return np.array(taken[warm:]).T
+    from filterprune.cli import timing
+
+    functions = list(functions)
+    timing.interleaved(functions, range(warm), between)
+    return timing.interleaved(functions, _turns(seconds, least), between)
+
+
+def _turns(seconds: float, least: int):
+    turn, end = 0, time.perf_counter() + seconds
+    while turn < least or time.perf_counter() < end:
+        yield turn
+        turn += 1
 
 
 def ratios(times) -> np.ndarray:

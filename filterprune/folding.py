@@ -6,16 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from filterprune.channels.activations import LINEAR, activation_of
 from filterprune.channels.calls import Call, Flow
 from filterprune.channels.flow import flow
 from filterprune.channels.registry import weight_of
 from filterprune.channels.rules.normalization import affine_of
-from filterprune.channels.trace import check_model, is_layer
+from filterprune.channels.trace import check_model, is_of_keras
 from filterprune.compiling import recompile
 from filterprune.errors import VerificationError
 from filterprune.gates import is_masked
-from filterprune.layers.base import masked_class
 from filterprune.rebuilding import Rebuilder, copy_built, copy_layer
 from filterprune.verification import largest_difference, tolerance_of
 
@@ -118,14 +116,9 @@ def _axis(call: Call) -> int | None:
 
 def _takes_factors(call: Call) -> bool:
     """Whether a layer's kernel and bias can take in factors of its channels."""
-    kind = masked_class(type(call.op)) if is_layer(call.op) else None
-    if kind is None or not kind.is_linear or call.gate is None:
-        return False
-    if getattr(call.op, "quantization_mode", None) or getattr(
-        call.op, "lora_enabled", False
-    ):
-        return False
-    return activation_of(call.op) is LINEAR and not call.gate.outputs
+    # What a layer of somebody's own does behind its kernel is unknown.
+    known = is_of_keras(type(call.op)) and hasattr(call.op, "use_bias")
+    return known and call.is_linear
 
 
 class _Folder(Rebuilder):

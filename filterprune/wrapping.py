@@ -14,7 +14,6 @@ from filterprune.channels.registry import known_type, layer_rule, unseen_axis
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import (
     check_model,
-    copy_object,
     copy_operation,
     is_graph,
     is_layer,
@@ -30,8 +29,7 @@ from filterprune.layers.normalising import MaskedActivation
 from filterprune.rebuilding import (
     Rebuilder,
     around,
-    build_alike,
-    copy_layer,
+    copy_built,
     warn_of_ties,
 )
 
@@ -83,7 +81,7 @@ def wrap(layer):
     if inner is not None and unseen_axis(type(layer)) is not None:
         return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    return _masked(layer, axis) if _needs_gate(layer) else _copy(layer)
+    return _masked(layer, axis) if _needs_gate(layer) else copy_built(layer)
 
 
 def wrap_model(model, exclude: Any = ()):
@@ -167,9 +165,9 @@ def _wrap_chosen(model, chosen: dict[int, int], keep_state=False):
     """A copy of a model with some layers (by id) masked along an axis."""
 
     def make(op):
-        if not is_layer(op):
-            return copy_operation(op)
-        return _masked(op, chosen[id(op)]) if id(op) in chosen else _copy(op)
+        if not is_layer(op) or id(op) not in chosen:
+            return copy_built(op)
+        return _masked(op, chosen[id(op)])
 
     def after(op):
         """A gate behind an operation that is no layer, such as `ops.sigmoid`."""
@@ -224,20 +222,10 @@ def _input_shape(layer):
     return tuple(shape)
 
 
-def _copy(layer):
-    """A copy with the same weights, also of a layer that is only built by a call."""
-    try:
-        new = copy_layer(layer)
-        build_alike(layer, new)
-    except Exception:
-        return copy_object(layer)
-    return new
-
-
 def _masked(layer, axis: int) -> Masked:
     """A masked layer around a copy of `layer`."""
     cls = masked_class(type(layer)) or Masked
-    return cls(_copy(layer), axis=axis)
+    return cls(copy_built(layer), axis=axis)
 
 
 def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:

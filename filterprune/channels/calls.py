@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from filterprune.channels.activations import LINEAR, activation_of
 from filterprune.channels.labels import Channels, LabelTable
 from filterprune.channels.trace import Graph, Node
 from filterprune.sums import peek
@@ -203,6 +204,17 @@ class Call:
     def makes(self) -> bool:
         """Whether the call makes channels."""
         return any(gate.makes for gate in self.gates)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it multiplies its input by weights, adds a bias, and does no more."""
+        return (
+            bool(self.products)
+            and not self.loops
+            and [gate.name for gate in self.gates] == [""]
+            and not self.gates[0].outputs
+            and activation_of(self.op) is LINEAR
+        )
 
     @property
     def layer(self):

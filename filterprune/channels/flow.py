@@ -150,8 +150,6 @@ def _visit(
             reason = f"its rule failed with {type(error).__name__}: {error}"
             outputs = _barrier(call, reason, mark)
     _carry_activation(call)
-    for gate in call.gates:
-        gate.call = call
     if call.gates:
         outputs = _gated(call, outputs)
     return outputs
@@ -237,6 +235,8 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
     to_mask = is_layer(bare) and call.mask is None and call.holder is None
     if to_mask and call.gates and not _fits_a_mask(call):
         call.gates.clear()
+    for gate in call.gates:
+        gate.call = call
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
     return outputs

@@ -72,17 +72,21 @@ def add_verbs(verbs) -> None:
 
 
 def interleaved(
-    functions: Sequence[Callable[[], object]], rounds: Iterable[int]
+    functions: Sequence[Callable[[], object]],
+    rounds: Iterable[int],
+    between: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
     """Seconds that functions take, `(functions, rounds)`.
 
     They take turns, forth and back, so that no one always comes after the same.
+    `between` is called before each, and its time is not counted.
     """
     taken = []
     for number in rounds:
         order = range(len(functions))
         times = np.zeros(len(functions))
         for i in order if number % 2 == 0 else reversed(order):
+            between()
             start = time.perf_counter()
             functions[i]()
             times[i] = time.perf_counter() - start

@@ -1,14 +1,11 @@
 """The base of all masked layers: one gate for every output channel."""
 
-import dataclasses
 import math
 from typing import Any
 
 import keras
 import numpy as np
 
-from filterprune.channels.activations import LINEAR, activation_of
-from filterprune.channels.calls import Place
 from filterprune.channels.flow import gates_of
 from filterprune.channels.registry import known_type, weight_of
 from filterprune.channels.trace import call_parameters
@@ -87,8 +84,6 @@ class Masked(keras.layers.Wrapper):
 
     masks_channels = True
     wraps: tuple[type, ...] = ()
-    # Whether it is a kernel times its inputs, plus a bias, and nothing else.
-    is_linear = False
 
     def __init__(self, layer, axis=-1, **kwargs):
         if isinstance(layer, Masked):
@@ -123,23 +118,21 @@ class Masked(keras.layers.Wrapper):
         super().build(input_shape)
         self.input_spec = self.layer.input_spec
         plans = gates_of(self.layer, tuple(input_shape), mask=self)
-        if self.is_linear and self._has_fewer_outputs(input_shape, plans[0]):
-            plans = [_on_outputs(plan) for plan in plans]
+        if plans[0].call.is_linear and self._has_fewer_outputs(plans[0]):
+            plans[0].weights, plans[0].outputs = {}, plans[0].places
         self._add_gates(plans)
         self.built = True
 
-    def _has_fewer_outputs(self, input_shape, plan) -> bool:
+    def _has_fewer_outputs(self, plan) -> bool:
         """Whether a batch of outputs is smaller than the weights to be gated.
 
         The gates are then multiplied into those, which is the same and cheaper.
         Not in half precision, where a sum may be infinite, and zero times that is
         no zero.
         """
-        if activation_of(self.layer) is not LINEAR:
-            return False
         if self.compute_dtype not in ("float32", "float64"):
             return False
-        shape = self.layer.compute_output_shape(tuple(input_shape))
+        (shape,) = plan.call.outputs
         sizes = (shape[0] or USUAL_BATCH, *shape[1:])
         gated = sum(math.prod(weight_of(self.layer, n).shape) for n in plan.weights)
         return None not in sizes and math.prod(sizes) < gated
@@ -251,9 +244,3 @@ class Masked(keras.layers.Wrapper):
 
     def get_config(self):
         return {**super().get_config(), "axis": self.axis}
-
-
-def _on_outputs(plan):
-    """A layer's gates, all multiplied into its output and none into its weights."""
-    place = Place(output=0, axis=plan.axis, gates=np.arange(plan.size))
-    return dataclasses.replace(plan, weights={}, outputs=(place,))

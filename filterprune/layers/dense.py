@@ -9,8 +9,6 @@ from filterprune.layers.base import Masked, masks
 class MaskedDense(Masked):
     """A `Dense` layer with one gate for each unit. See `filterprune.layers.Masked`."""
 
-    is_linear = True
-
 
 @masks(layers.EinsumDense)
 class MaskedEinsumDense(Masked):

@@ -463,6 +463,7 @@ def gated_weights(masked):
         (layers.Conv2D(6, 3, padding="same"), (None, 2, 2, 64)),
         (layers.Conv2DTranspose(6, 3, padding="same"), (None, 2, 2, 64)),
         (layers.Dense(6), (None, 64)),
+        (layers.EinsumDense("ab,bc->ac", 6, bias_axes="c"), (None, 64)),
         (layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2), (1, 1, 1, 3)),
         (layers.SeparableConv2D(6, 3, padding="same"), (1, 1, 1, 64)),
     ],
