@@ -67,7 +67,7 @@ def macs(model) -> int:
     return filterprune.analyze(model).before.macs
 
 
-def pruned(dense, data, ratio, *, first=1, prepare=(), teach=None, **how):
+def pruned(dense, data, ratio, *, first=1, teach=None, **how):
     """Prune a dense net to so many times fewer MACs, and fine-tune it.
 
     Filters go during the `first` epochs (at once if that is 0); the net is then
@@ -78,7 +78,7 @@ def pruned(dense, data, ratio, *, first=1, prepare=(), teach=None, **how):
     if first:
         if teach:
             filterprune.distill(masked, dense, **teach)
-        fit(masked, data, first, [*prepare, pruning(data, first, budget, how)])
+        fit(masked, data, first, [pruning(data, first, budget, how)])
     else:
         filterprune.prune(masked, target="macs", budget=budget, **how)
     small = filterprune.compact(masked)
@@ -95,6 +95,35 @@ def pruning(data, first, budget, how):
     return filterprune.FilterPruningCallback(
         schedule, target="macs", budget=budget, **how
     )
+
+
+def sparse(penalty, **how):
+    """Half of the epochs with a penalty on what is to go, then that at once."""
+
+    def prune(dense, data, ratio):
+        epochs = EPOCHS["tune"]
+        masked = compiled(filterprune.wrap_model(dense), epochs, data)
+        fit(masked, data, epochs // 2, [penalty(ratio)])
+        filterprune.prune(masked, target="macs", budget=macs(dense) / ratio, **how)
+        small = filterprune.compact(masked)
+        fit(small, data, epochs - epochs // 2)
+        return small
+
+    return prune
+
+
+def lasso(ratio):
+    return filterprune.GroupLasso(1e-2, end_fraction=1.0)
+
+
+def slimming(ratio):
+    return filterprune.ScaleL1(1e-2, end_fraction=1.0)
+
+
+def growing(ratio):
+    """On as many channels as will go: MACs fall with their square."""
+    share = 1 - ratio**-0.5
+    return filterprune.GrowingRegularization(1.0, sparsity=share, end_fraction=1.0)
 
 
 def taylor(data):
@@ -133,19 +162,14 @@ METHODS = {
     "random filters": line(0, criterion="random", scope="layer"),
     "uniform L1": line(0, criterion="l1", scope="layer"),
     "default, at once": line(0),
-    "default, half of the time": line(3),
     "default, layer by layer": line(scope="layer"),
     "default, taught": line(teach={"alpha": 0.5, "temperature": 4.0}),
     "L2": line(criterion="l2"),
     "LAMP": line(criterion="lamp"),
     "FPGM": line(criterion="fpgm"),
-    "batch norm": line(criterion="bn_scale"),
-    "batch norm, sparse": lambda d, x, r: pruned(
-        d, x, r, first=3, criterion="bn_scale", prepare=[filterprune.ScaleL1(1e-2)]
-    ),
-    "default, group lasso": lambda d, x, r: pruned(
-        d, x, r, first=3, prepare=[filterprune.GroupLasso(1e-3)]
-    ),
+    "batch norm, sparse": sparse(slimming, criterion="bn_scale"),
+    "default, group lasso": sparse(lasso),
+    "default, growing penalty": sparse(growing),
     "Taylor": lambda d, x, r: pruned(d, x, r, criterion=taylor(x)),
     "Fisher": lambda d, x, r: pruned(d, x, r, criterion=fisher(x)),
 }

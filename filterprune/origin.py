@@ -31,6 +31,7 @@ class Origin:
         self.slots = self.current = Slots(masked_analysis(model), kinds)
         self.place = self.moved = np.arange(self.slots.count)
         self._scale = np.ones(self.slots.count)
+        self._last = np.zeros(self.slots.count)
 
     @property
     def paths(self) -> list[str]:
@@ -51,8 +52,9 @@ class Origin:
         self.current.set_gates(chosen, soft)
 
     def scores(self, criterion) -> np.ndarray:
-        """The importance of every original slot, `(slots,)`; 0 where it is gone."""
-        return self._expand(criterion.score(self.current), 0.0) * self._scale
+        """The importance of every original slot, `(slots,)`: the last of those gone."""
+        found = self._expand(criterion.score(self.current), 0.0) * self._scale
+        return np.where(self.place >= 0, found, self._last)
 
     def _expand(self, values: np.ndarray, gone) -> np.ndarray:
         return np.where(self.place >= 0, values[self.place], gone)
@@ -61,6 +63,7 @@ class Origin:
         """What is gone, and how scores go on, for a file: see `restore`."""
         return {
             "gone": np.flatnonzero(self.place < 0).tolist(),
+            "last": self._last.tolist(),
             "scale": [float(self._scale[part.start]) for part in self.slots.slices],
         }
 
@@ -71,6 +74,7 @@ class Origin:
     def restore(self, state: dict) -> None:
         """Score as was noted in a state."""
         self._scale = np.repeat(state["scale"], [s.size for s in self.slots.groups])
+        self._last = np.array(state["last"])
 
     def follow(self, model, dead: np.ndarray, criterion=None) -> None:
         """Go on with the masked model that compaction made of the current one.
@@ -88,7 +92,7 @@ class Origin:
         self.current = new
         self.place = np.where(self.place >= 0, self.moved[self.place], -1)
         if scores is not None:
-            self._scale = np.ones(old.count)
+            self._scale, self._last = np.ones(old.count), scores
             found, here = self.scores(criterion), self.place >= 0
             for part in old.slices:
                 sums = [values[part][here[part]].sum() for values in (scores, found)]

@@ -168,9 +168,10 @@ class Selector:
         closed = self.closed()
         if reopen:
             closed = np.zeros_like(closed)
-        order = np.where(closed, -np.inf, self.scores())
+        scores = self.scores()
+        order = np.where(closed, -np.inf, scores)
         if self.budget.target == "latency":
-            return self._trade(order, closed, fraction, progress)
+            return self._trade(scores, order, closed, fraction, progress)
         key = self._keys(order, closed)
         plain = self.limits.round_to is None or self.limits.scope == "layer"
         if plain and self.budget == Budget():
@@ -178,13 +179,13 @@ class Selector:
             return self._cut(order, closed, key < fraction + halves, progress)
         return self._search(order, closed, key, fraction, progress)
 
-    def _trade(self, order, closed, fraction, progress):
+    def _trade(self, scores, order, closed, fraction, progress):
         """Close the slots that are worth least for what they cost."""
         chosen, prices = closed, None
         for _ in range(ROUNDS):
             found = self.budget.prices(self.slots, chosen)
             prices = found if prices is None else np.sqrt(prices * found)
-            worth = worth_of_price(self.slots, order, prices)
+            worth = worth_of_price(self.slots, self.criterion, scores, closed, prices)
             key = self._keys(order, closed, worth)
             chosen = self._search(order, closed, key, fraction, progress)
         return chosen
@@ -308,11 +309,12 @@ def prune(
             `filterprune.Criterion`, or a function from a kernel of shape
             `(weights, filters)` to scores of shape `(filters,)`. Defaults to
             `"group"`.
-        scope: what is ranked together. `"global"`: all filters, each layer's
-            scores divided by their mean; `"layer"`: each group by itself, so
-            that all lose the same fraction; `"isomorphic"`: groups of like
-            structure; or a dict from names of one's own to patterns of layer
-            paths. Each of those loses the same fraction. Defaults to `"global"`.
+        scope: what is ranked together. `"global"`: all filters, by scores that the
+            criterion makes comparable (see its `normalization`); `"layer"`: each
+            group by itself, so that all lose the same fraction; `"isomorphic"`:
+            groups of like structure; or a dict from names of one's own to patterns
+            of layer paths. Each of those loses the same fraction. Defaults to
+            `"global"`.
         min_filters: how many channels every group keeps at least. Defaults to
             `1`.
         round_to: if given, the channels that each group keeps are a multiple

@@ -186,6 +186,14 @@ class Slots:
         return sums / np.bincount(self.group_of)
 
     @functools.cached_property
+    def makers(self) -> np.ndarray:
+        """How many layers make each slot's channels, `(slots,)`."""
+        counts = np.zeros(self.count, int)
+        for part in self.filters_of("maker"):
+            counts[np.unique(part.slots[part.slots >= 0])] += 1
+        return np.maximum(counts, 1)
+
+    @functools.cached_property
     def structures(self) -> dict[int, frozenset]:
         """For the first root of each group what kinds of weights run along it."""
         found: dict[int, set] = {int(group.roots[0]): set() for group in self.groups}

@@ -2,24 +2,33 @@
 
 import numpy as np
 
+from filterprune.criteria.base import Criterion, sums_above
 from filterprune.slots import Slots
 
 TINY = 1e-12
 
 
-def worth_of_price(slots: Slots, scores: np.ndarray, prices: np.ndarray) -> np.ndarray:
+def worth_of_price(
+    slots: Slots,
+    criterion: Criterion,
+    scores: np.ndarray,
+    closed: np.ndarray,
+    prices: np.ndarray,
+) -> np.ndarray:
     """What each slot adds for what it costs, `(slots,)`.
 
-        worth[i] = value[i] / (share[i] * price[group])
+        worth[i] = filters[i] * score[i] / share[i] / price[group]
 
-    where `value` is the score of all filters of a slot, and `share` the part of the
-    group's value that there is with the slot and all that rank above it. Closing
-    what is worth least maximises `sum(value of a group * log(share kept))` for what
-    all costs: plain values would close whole groups that are dear.
+    where `share` is the part of the group's scores that there is with the slot and
+    all that rank above it; a criterion that divides by it already is taken as it is.
+    Closing what is worth least maximises `sum(score of a group * log(share kept))`
+    for what all costs: plain scores would close whole groups that are dear.
 
     Args:
         slots: the slots.
-        scores: `(slots,)`; -inf for slots that are closed.
+        criterion: what scored them.
+        scores: `(slots,)`, with those of closed slots.
+        closed: which are closed already, `(slots,)` bool.
         prices: what a slot of each group costs, `(groups,)`.
 
     Reference:
@@ -28,12 +37,10 @@ def worth_of_price(slots: Slots, scores: np.ndarray, prices: np.ndarray) -> np.n
         et al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021,
         https://arxiv.org/abs/2010.07611, for shares of what ranks above.
     """
-    worth = np.full(scores.size, -np.inf)
-    for part, price in zip(slots.slices, prices, strict=True):
-        values = np.where(np.isfinite(scores[part]), scores[part], 0.0)
-        values = np.maximum(values, 0) * slots.filters[part]
-        ranked = np.argsort(scores[part], kind="stable")
-        above = np.cumsum(values[ranked][::-1])[::-1]
-        share = above / above[0] if above[0] > 0 else np.ones(above.size)
-        worth[part.start + ranked] = values[ranked] / np.maximum(share, TINY) / price
-    return np.where(np.isfinite(scores), worth, -np.inf)
+    values = scores * slots.filters
+    if criterion.normalization != "share":
+        values = np.maximum(values, 0)
+        for part in slots.slices:
+            above = sums_above(np.where(closed, 0, values)[part])
+            values[part] *= values[part].sum() / np.maximum(above, TINY)
+    return values / prices[slots.group_of]

@@ -152,12 +152,50 @@ def test_group_takes_the_norm_over_makers_and_readers(p):
     stream = [stem.reshape(-1, 8), outer.reshape(-1, 8), head.T]
     stream.append(np.moveaxis(inner, 2, -1).reshape(-1, 8))
     between = [inner.reshape(-1, 12), np.moveaxis(outer, 2, -1).reshape(-1, 12)]
-    expected = []
-    for rows in (np.concatenate(stream), np.concatenate(between)):
+    expected, slots = {"mean": [], "share": []}, slots_of(model)
+    for rows, tied in ((np.concatenate(stream), 2), (np.concatenate(between), 1)):
         norms = np.linalg.norm(rows, ord=p, axis=0)
-        expected.append(norms / norms.mean())
-    found = criteria.GroupMagnitude(p).score(slots_of(model))
-    assert_close(found, np.concatenate(expected), rtol=1e-6)
+        expected["mean"].append(tied ** (1 / p) * norms / norms.mean())
+        expected["share"].append(tied ** (1 / p) * shared(norms))
+    for name, scores in expected.items():
+        found = criteria.GroupMagnitude(p, normalization=name).score(slots)
+        assert_close(found, np.concatenate(scores), rtol=1e-6)
+    assert_equal(
+        criteria.get("group").score(slots), criteria.GroupMagnitude(2).score(slots)
+    )
+
+
+def shared(norms):
+    """Each over the mean of those that are as large, and nothing for the others."""
+    return np.array([n / np.where(norms >= n, norms, 0).mean() for n in norms])
+
+
+@pytest.mark.parametrize("shift", [0, 5])
+def test_shares_rank_as_the_scores_do(shift):
+    scores = np.random.default_rng(0).normal(size=9) + shift
+    found = filterprune.Criterion(normalization="share").normalize(scores)
+    assert_equal(np.argsort(found), np.argsort(scores))
+    if scores.min() >= 0:
+        assert_close(found, shared(scores))
+    assert (
+        filterprune.Criterion(normalization="share").normalize(np.zeros(3)).max() == 0
+    )
+
+
+def test_shares_empty_no_group():
+    """Equal filters, of which the mean makes all worth less than another's largest."""
+    model = builders.mlp(16, 16, 16, 3)
+    for name, sizes in (("d0", np.linspace(1, 9, 16)), ("d1", np.ones(16))):
+        model.get_layer(name).kernel.assign(np.ones((16, 1)) * sizes)
+    model.get_layer("d2").kernel.assign(np.ones((16, 3)))
+    left = {}
+    for name in ("share", "mean"):
+        masked = filterprune.wrap_model(model)
+        criterion = criteria.GroupMagnitude(normalization=name)
+        filterprune.prune(masked, 0.8, criterion=criterion)
+        left[name] = [16 - sum(builders.closed(masked)[d]) for d in ("d0", "d1")]
+    assert left["mean"] == [5, 1]
+    assert min(left["share"]) >= 2
 
 
 NAMES = ("stem", "inner", "outer", "head")
@@ -172,7 +210,7 @@ def test_flattened_readers_count_at_every_position():
     rows = [kernel_of(model, "conv"), np.moveaxis(head, 1, -1).reshape(-1, 4)]
     norms = np.linalg.norm(np.concatenate(rows), axis=0)
     found = criteria.get("group").score(slots_of(model))
-    assert_close(found, norms / norms.mean(), rtol=1e-6)
+    assert_close(found, shared(norms), rtol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "max", "prod"])

@@ -331,6 +331,21 @@ class TestRehearsal:
             check_exact(masked)
 
 
+@pytest.mark.parametrize("criterion", ["l2", "group"])
+def test_in_many_steps_the_same_is_left_as_in_one(criterion):
+    """Shares are of all that there was, whatever is closed already."""
+    left = []
+    for steps in (1, 12):
+        masked = filterprune.wrap_model(build("plain"))
+        budget = Budget(made_up(masked))
+        selector = Selector(masked, criterion, Limits(), budget)
+        for step in range(steps):
+            selector.update(0.7 * (step + 1) / steps)
+        open_ = ~selector.closed()
+        left.append([int(open_[part].sum()) for part in selector.slots.slices])
+    assert left[0] == pytest.approx(left[1], abs=2)  # prices changed on the way
+
+
 @pytest.mark.parametrize("name", ["concat", "shared", "multi_io", "nested"])
 def test_a_compact_model_takes_what_the_masked_one_is_predicted_to(name):
     """Nearly: calls of many vectors, such as a concatenation, shrink evenly."""

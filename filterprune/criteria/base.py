@@ -8,7 +8,24 @@ import numpy as np
 
 from filterprune.slots import Slots
 
+
+def sums_above(scores: np.ndarray) -> np.ndarray:
+    """For each score the sum of all that rank no lower, `(filters,)`.
+
+    Of equal scores the first ranks lowest.
+    """
+    order = np.argsort(scores, kind="stable")
+    sums = np.zeros(scores.size)
+    sums[order] = np.cumsum(scores[order][::-1])[::-1]
+    return sums
+
+
+def _share(scores: np.ndarray) -> np.ndarray:
+    return sums_above(scores) / scores.size
+
+
 NORMALIZATIONS: dict[str, Callable] = {
+    "share": _share,
     "mean": np.mean,
     "max": np.max,
     "sum": np.sum,
@@ -35,7 +52,9 @@ class Criterion:
 
     Args:
         normalization: what the scores of one weight are divided by: `"mean"`,
-            `"max"`, `"sum"`, `"norm"` (their L2 norm) or `None`. Defaults to that
+            `"max"`, `"sum"`, `"norm"` (their L2 norm) or `None`; or `"share"`, each
+            by the sum of those that rank no lower, over the number of all, so that
+            what is left of a layer becomes dearer as it gets less. Defaults to that
             of the class, mostly `"mean"`.
         reduction: how the scores of tied channels become one: `"mean"`, `"sum"`,
             `"max"` or `"prod"`. Defaults to that of the class, mostly `"mean"`.
@@ -119,8 +138,10 @@ class Criterion:
         """The scores of one weight, made comparable with those of others."""
         if self.normalization is None:
             return scores
+        if self.normalization == "share":  # of what is not negative
+            scores = scores - min(scores.min(initial=0.0), 0.0)
         scale = NORMALIZATIONS[self.normalization](np.abs(scores))
-        return scores / scale if scale > 0 else scores
+        return np.divide(scores, scale, out=np.array(scores, float), where=scale > 0)
 
     def by_group(self, slots: Slots, scores: np.ndarray) -> np.ndarray:
         """Scores of slots, those of each group made comparable with others."""

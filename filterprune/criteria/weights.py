@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from filterprune.criteria.base import Criterion, register_criterion
+from filterprune.criteria.base import Criterion, register_criterion, sums_above
 from filterprune.schedules import is_integer
 from filterprune.slots import Part
 from filterprune.sums import power_sums
@@ -106,27 +106,29 @@ class LAMP(Criterion):
 
     def __call__(self, rows):
         norms = np.square(rows).sum(axis=0)
-        order = np.argsort(norms, kind="stable")
-        rest = np.cumsum(norms[order][::-1])[::-1]
-        scores = np.zeros(norms.size)
-        scores[order] = norms[order] / np.where(rest > 0, rest, 1)
-        return scores
+        rest = sums_above(norms)
+        return norms / np.where(rest > 0, rest, 1)
 
 
 @register_criterion("group")
 class GroupMagnitude(Criterion):
     """The norm of all weights that go with a channel, in every layer.
 
-        score[j] = (sum_i |w[i, j]| ** p) ** (1 / p)
+        score[j] = tied[j] ** (1 / p) * norm[j] / share[j]
+        norm[j] = (sum_i |w[i, j]| ** p) ** (1 / p)
+        share[j] = sum_{k: norm[k] >= norm[j]} norm[k] / channels
 
-    over the filters that make channel `j`, of all tied layers, and the weights by
-    which other layers read it. The scores of each group are then divided by their
-    mean.
+    with the norm over the filters that make channel `j`, of all tied layers, and the
+    weights by which other layers read it. Groups compare by how much of each would be
+    left with the channel: closing what scores lowest keeps the sum over groups of
+    `channels * log(what is left of their norms)` high, and empties none. Channels made
+    by several tied layers, such as those of residual streams, count for as many, as
+    their powers add up.
 
     Args:
         p: positive integer, the order of the norm. Defaults to `2`.
-        normalization: what the scores of each group are divided by, as in
-            `filterprune.Criterion`. Defaults to `"mean"`.
+        normalization: what the norms of each group are divided by, as in
+            `filterprune.Criterion`. Defaults to `"share"`.
 
     Raises:
         ValueError: if `p` is no positive integer or `normalization` is not known.
@@ -141,10 +143,12 @@ class GroupMagnitude(Criterion):
 
     Reference:
         Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023,
-        https://arxiv.org/abs/2301.12900
+        https://arxiv.org/abs/2301.12900, for norms of groups; the shares are those
+        of `filterprune.criteria.LAMP`, by channels.
     """
 
     roles = ("maker", "reader")
+    normalization = "share"
 
     def __init__(self, p: int = 2, normalization: str | None = "default"):
         super().__init__(normalization=normalization)
@@ -163,7 +167,8 @@ class GroupMagnitude(Criterion):
         powers = np.concatenate([powers for _, powers in found])
         known = where >= 0
         total = np.bincount(where[known], powers[known], minlength=slots.count)
-        return self.by_group(slots, total ** (1 / self.p))
+        tied = slots.makers ** (1 / self.p)
+        return tied * self.by_group(slots, total ** (1 / self.p))
 
     def _powers(self, parts: list[Part]) -> list[tuple[Part, np.ndarray]]:
         """The parts of one weight, each with the sums over its channels."""

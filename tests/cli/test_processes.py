@@ -47,7 +47,7 @@ def test_exit_codes(runs, name):
 
 def test_inspect_prints_what_is_left_and_why_the_rest_stays(runs):
     lines = [line.split() for line in runs["inspect"].out.splitlines()]
-    assert ["inner", "channels", "12", "6", "yes"] in lines
+    assert ["inner", "channels", "12", "5", "yes"] in lines
     assert "head" in runs["inspect"].out and "reaches the output" in runs["inspect"].out
 
 
