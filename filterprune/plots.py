@@ -141,7 +141,8 @@ def importance(
     closed = selector.closed() if sparsity is None else selector.select(sparsity)
     scores, slices = selector.scores(), selector.slots.slices
     ax = _axes(ax, (7, min(max(0.32 * len(slices) + 1.2, 2.5), 16)))
-    edges = np.histogram_bin_edges(scores, bins=80)
+    edges = _bins(scores, ax)
+    scores = np.clip(scores, edges[0], edges[-1])
     for number, part in enumerate(slices):
         base = len(slices) - 1 - number
         found, gone = scores[part], closed[part]
@@ -164,6 +165,15 @@ def importance(
     ax.set_xlabel("importance")
     ax.set_title(f"{closed.mean():.0%} of the channels closed", loc="left")
     return _finish(ax, None)
+
+
+def _bins(scores, ax):
+    """The edges of bins: on a log scale if a few scores are far above the others."""
+    known = scores[scores > 0]
+    if not known.size or (scores < 0).any() or known.max() < 10 * np.median(known):
+        return np.histogram_bin_edges(scores, bins=80)
+    ax.set_xscale("log")
+    return np.geomspace(known.min(), known.max(), 81)
 
 
 def sensitivity(result, metric="loss", ax=None):

@@ -111,6 +111,16 @@ def test_importance_of_what_would_be_closed(masked):
         plots.importance(build("plain"), sparsity=0.5)
 
 
+def test_importance_of_few_far_above_the_others_is_on_a_logarithmic_scale():
+    masked = filterprune.wrap_model(builders.mlp(4, 512, 3))
+    ax = plots.importance(masked, sparsity=0.5)
+    assert ax.get_xscale() == "log"
+    assert plots.importance(masked, "l1").get_xscale() == "linear"
+    bars = [patch.get_data() for patch in ax.patches]
+    assert sum((values - base).sum() > 0 for values, _, base in bars) == 2
+    assert drawn(ax)
+
+
 def result(groups, metric="loss"):
     values = np.linspace(1, 2, groups * 3).reshape(groups, 3)
     names = tuple(f"layer{i}" for i in range(groups))
