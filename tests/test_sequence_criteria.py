@@ -72,7 +72,8 @@ def test_the_group_criterion_counts_what_reads_a_unit():
     )
     squares = squares + np.square(to_numpy(cell.recurrent_kernel)).sum(axis=1)
     squares = squares + np.square(to_numpy(head.kernel)).sum(axis=1)
-    found = filterprune.criteria.get("group").score(Slots(masked_analysis(masked)))
+    criterion = filterprune.criteria.GroupMagnitude(normalization="mean")
+    found = criterion.score(Slots(masked_analysis(masked)))
     assert_close(found, np.sqrt(squares) / np.sqrt(squares).mean(), rtol=1e-5)
 
 
