@@ -122,8 +122,8 @@ class GroupMagnitude(Criterion):
     weights by which other layers read it. Groups compare by how much of each would be
     left with the channel: closing what scores lowest keeps the sum over groups of
     `channels * log(what is left of their norms)` high, and empties none. Channels made
-    by several tied layers, such as those of residual streams, count for as many, as
-    their powers add up.
+    by several tied layers, such as those of residual streams, count for more, as their
+    powers add up.
 
     Args:
         p: positive integer, the order of the norm. Defaults to `2`.
