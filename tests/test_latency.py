@@ -370,3 +370,21 @@ def test_latency_of_a_model_that_was_compacted_and_wrapped_again():
     small = filterprune.compact(new)
     assert latency.predict(small) == pytest.approx(0.4 * full, rel=0.1)
     assert to_numpy(small.weights[0]).shape[-1] < to_numpy(masked.weights[0]).shape[-1]
+
+
+def test_what_is_gone_keeps_its_last_scores():
+    """Shares of a group are of all that there was."""
+    from filterprune.shrinking import _shrunk
+
+    masked = filterprune.wrap_model(build("residual"))
+    origin, criterion = Origin(masked), filterprune.criteria.get("l2")
+    before = origin.scores(criterion)
+    filterprune.prune(masked, 0.5, criterion="l2")
+    _shrunk(masked, origin, criterion)
+    gone = origin.place < 0
+    assert gone.any() and before[gone].min() > 0
+    assert origin.scores(criterion)[gone].tolist() == before[gone].tolist()
+    restored = Origin(masked)
+    restored.restore(json.loads(json.dumps(origin.state())))
+    restored.place = origin.place
+    assert restored.scores(criterion)[gone].tolist() == before[gone].tolist()
