@@ -116,6 +116,10 @@ def lasso(ratio):
     return filterprune.GroupLasso(1e-2, end_fraction=1.0)
 
 
+def decay(ratio):
+    return filterprune.GroupWeightDecay(0.1, end_fraction=1.0)
+
+
 def slimming(ratio):
     return filterprune.ScaleL1(1e-2, end_fraction=1.0)
 
@@ -168,6 +172,7 @@ METHODS = {
     "LAMP": line(criterion="lamp"),
     "FPGM": line(criterion="fpgm"),
     "batch norm, sparse": sparse(slimming, criterion="bn_scale"),
+    "default, group decay": sparse(decay),
     "default, group lasso": sparse(lasso),
     "default, growing penalty": sparse(growing),
     "Taylor": lambda d, x, r: pruned(d, x, r, criterion=taylor(x)),

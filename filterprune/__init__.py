@@ -13,7 +13,12 @@ from filterprune.folding import fold_batch_norm
 from filterprune.gates import kept_indices, replay
 from filterprune.latency import LatencyModel, measure_latency
 from filterprune.recovery import recalibrate
-from filterprune.regularization import GroupLasso, GrowingRegularization, ScaleL1
+from filterprune.regularization import (
+    GroupLasso,
+    GroupWeightDecay,
+    GrowingRegularization,
+    ScaleL1,
+)
 from filterprune.report import Report, analyze
 from filterprune.schedules import (
     ConstantSparsity,
@@ -33,6 +38,7 @@ __all__ = [
     "Criterion",
     "FilterPruningCallback",
     "GroupLasso",
+    "GroupWeightDecay",
     "GrowingRegularization",
     "IterativeSparsity",
     "LatencyModel",

@@ -6,6 +6,8 @@ directly (proximal steps, as decoupled weight decay does) and need no change to
 the model's loss, on any backend.
 """
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 
@@ -130,6 +132,17 @@ class GroupRegularizer(keras.callbacks.Callback):
             variable.assign((value * factor).astype(value.dtype))
 
 
+def _sums(slots: Slots, parts: Iterable[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each slot's weights the squares, summed, and how many there are."""
+    squares, counts = np.zeros(slots.count), np.zeros(slots.count)
+    for part in parts:
+        known = part.slots >= 0
+        weights = np.square(part.rows).sum(axis=0)
+        np.add.at(squares, part.slots[known], weights[known])
+        np.add.at(counts, part.slots[known], part.rows.shape[0])
+    return squares, counts
+
+
 class GroupLasso(GroupRegularizer):
     """Group lasso over all weights that a channel takes with it.
 
@@ -177,12 +190,7 @@ class GroupLasso(GroupRegularizer):
         super().__init__(strength, frequency, end_step, end_fraction)
 
     def shrink(self, slots, parts, amount):
-        squares, counts = np.zeros(slots.count), np.zeros(slots.count)
-        for part in parts:
-            known = part.slots >= 0
-            weights = np.square(part.rows).sum(axis=0)
-            np.add.at(squares, part.slots[known], weights[known])
-            np.add.at(counts, part.slots[known], part.rows.shape[0])
+        squares, counts = _sums(slots, parts)
         norms = np.sqrt(squares)
         step = amount * self.strength * np.sqrt(counts)
         left = 1 - np.divide(step, norms, out=np.zeros_like(step), where=norms > 0)
@@ -248,6 +256,79 @@ class ScaleL1(GroupRegularizer):
             lost = np.divide(step, size, out=np.ones_like(step), where=size > 0)
             factors.append(np.maximum(1 - lost, 0))
         return factors
+
+
+class GroupWeightDecay(GroupRegularizer):
+    """Weight decay on whole groups, more where channels matter less.
+
+    The penalty is
+
+        strength / 2 * sum_s gamma_s * ||w_s|| ** 2
+        gamma_s = 2 ** (alpha * (max_g - ||w_s||) / (max_g - min_g))
+
+    over slots `s`, with `w_s` the weights that make, read or scale the channels of
+    the slot, in all layers tied to it, and the norm of those that make or read them;
+    `max_g` and `min_g` are the largest and the smallest norm of its group. Weights are
+    decayed by themselves, apart from the optimizer's gradients (Loshchilov and Hutter):
+
+        w_s = w_s * (1 - rate * strength * gamma_s)
+
+    so that `strength` does not mean what it does within Adam.
+
+    Args:
+        strength: the decay of the channel that matters most, above 0. Defaults to
+            `0.1`.
+        alpha: how much more that which matters least is decayed, as a power of 2, a
+            finite number of at least 0. Defaults to `4.0`: 16 times.
+        frequency, end_step, end_fraction: as in
+            `filterprune.regularization.GroupRegularizer`.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+
+    ```python
+    masked.fit(x, y, epochs=2, verbose=0, callbacks=[
+        filterprune.GroupWeightDecay(0.1, end_fraction=1.0),
+    ])
+    filterprune.prune(masked, sparsity=0.5)
+    ```
+
+    Reference:
+        Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023,
+        https://arxiv.org/abs/2301.12900; apart from gradients as in Loshchilov and
+        Hutter, "Decoupled Weight Decay Regularization", ICLR 2019,
+        https://arxiv.org/abs/1711.05101.
+    """
+
+    roles = ("maker", "reader", "scale")
+
+    def __init__(
+        self,
+        strength: float = 0.1,
+        alpha: float = 4.0,
+        frequency: int = 10,
+        end_step: int | None = None,
+        end_fraction: float = END_FRACTION,
+    ):
+        super().__init__(strength, frequency, end_step, end_fraction)
+        if isinstance(alpha, bool) or not 0 <= alpha < np.inf:
+            raise ValueError(
+                "Expected `alpha` to be a finite number of at least 0. "
+                f"Received: alpha={alpha!r}"
+            )
+        self.alpha = float(alpha)
+
+    def shrink(self, slots, parts, amount):
+        squares, _ = _sums(slots, (part for part in parts if part.role != "scale"))
+        lack = np.zeros(slots.count)
+        for group in slots.slices:
+            norms = np.sqrt(squares[group])
+            spread = np.ptp(norms)
+            lack[group] = (norms.max() - norms) / (spread if spread > 0 else 1)
+        left = np.maximum(1 - amount * self.strength * 2 ** (self.alpha * lack), 0)
+        return [left[part.slots] for part in parts]
 
 
 class GrowingRegularization(GroupRegularizer):

@@ -13,6 +13,7 @@ X, Y = builders.digits(256)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 PENALTIES = {
     "group lasso": lambda **k: filterprune.GroupLasso(0.5, **k),
+    "group decay": lambda **k: filterprune.GroupWeightDecay(0.5, **k),
     "scale": lambda **k: filterprune.ScaleL1(0.5, **k),
     "growing": lambda **k: filterprune.GrowingRegularization(5.0, **k),
 }
@@ -52,6 +53,44 @@ def test_group_lasso_is_its_proximal_step():
     for part, factor in zip(parts, found, strict=True):
         if (part.path, part.role) in (("hidden", "maker"), ("head", "reader")):
             assert_close(factor, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 4.0])
+@pytest.mark.parametrize("alike", [False, True])
+def test_group_decay_is_its_formula(alpha, alike):
+    """For `conv1`: its kernel, the norm behind it and the kernel that reads it."""
+    masked = net()
+    layers = [masked.get_layer(name).layer for name in ("conv1", "conv2")]
+    if alike:  # no channel matters less
+        for layer in layers:
+            layer.kernel.assign(np.ones(layer.kernel.shape))
+    made, read = (to_numpy(layer.kernel).astype("float64") for layer in layers)
+    norms = np.sqrt((made**2).sum(axis=(0, 1, 2)) + (read**2).sum(axis=(0, 1, 3)))
+    lack = np.zeros(8)
+    if not alike:
+        lack = (norms.max() - norms) / (norms.max() - norms.min())
+    penalty = filterprune.GroupWeightDecay(0.3, alpha=alpha)
+    slots = slots_of(masked)
+    parts = list(slots.parts(*penalty.roles))
+    found = penalty.shrink(slots, parts, amount=0.2)
+    wanted = [("conv1", "maker"), ("conv1_bn", "scale"), ("conv2", "reader")]
+    compared = 0
+    for part, factor in zip(parts, found, strict=True):
+        if (part.path, part.role) in wanted:
+            assert_close(factor, 1 - 0.2 * 0.3 * 2 ** (alpha * lack), rtol=1e-6)
+            compared += 1
+    assert compared == 3
+
+
+def test_group_decay_parts_what_matters_from_what_does_not():
+    """The weakest filters end far smaller, the strongest about as they were."""
+    masked = net(rate=0.05)
+    kernel = masked.get_layer("hidden").layer.kernel
+    order = np.argsort(np.linalg.norm(to_numpy(kernel), axis=0))
+    before = np.linalg.norm(to_numpy(kernel), axis=0)
+    fit(masked, filterprune.GroupWeightDecay(0.5, frequency=1, end_fraction=1.0))
+    left = np.linalg.norm(to_numpy(kernel), axis=0) / before
+    assert left[order[:2]].max() < 0.9 * left[order[-2:]].min()
 
 
 def test_scales_are_soft_thresholded():
@@ -122,6 +161,9 @@ def test_what_makes_no_sense_is_refused():
     for wrong in ({"strength": 0}, {"strength": 1, "frequency": 0}):
         with pytest.raises(ValueError, match="Expected"):
             filterprune.GroupLasso(**wrong)
+    for wrong in (-1, np.inf, np.nan, True):
+        with pytest.raises(ValueError, match="alpha"):
+            filterprune.GroupWeightDecay(alpha=wrong)
     with pytest.raises(ValueError, match="sparsity"):
         filterprune.GrowingRegularization(sparsity=1.5)
     mlp = filterprune.wrap_model(builders.mlp(4, 8, 2))
