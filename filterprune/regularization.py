@@ -21,6 +21,7 @@ from filterprune.schedules import (
     optimizer_step,
 )
 from filterprune.slots import Part, Slots, masked_analysis
+from filterprune.sums import peek, poke, power_sums
 
 
 class GroupRegularizer(keras.callbacks.Callback):
@@ -128,8 +129,8 @@ class GroupRegularizer(keras.callbacks.Callback):
             known = changed.get(id(part.variable), (part.variable, 1.0))
             changed[id(part.variable)] = part.variable, known[1] * factor.reshape(shape)
         for variable, factor in changed.values():
-            value = keras.ops.convert_to_numpy(variable)
-            variable.assign((value * factor).astype(value.dtype))
+            value = peek(variable)
+            poke(variable, (value * factor).astype(value.dtype))
 
 
 def _sums(slots: Slots, parts: Iterable[Part]) -> tuple[np.ndarray, np.ndarray]:
@@ -137,9 +138,13 @@ def _sums(slots: Slots, parts: Iterable[Part]) -> tuple[np.ndarray, np.ndarray]:
     squares, counts = np.zeros(slots.count), np.zeros(slots.count)
     for part in parts:
         known = part.slots >= 0
-        weights = np.square(part.rows).sum(axis=0)
+        sums = power_sums(part.variable, [part.axis])[0]
+        if not np.isfinite(sums).all():
+            part.complain()
+        weights = sums.reshape(part.blocks, -1).sum(axis=0)
         np.add.at(squares, part.slots[known], weights[known])
-        np.add.at(counts, part.slots[known], part.rows.shape[0])
+        each = int(np.prod(part.variable.shape)) // part.slots.size
+        np.add.at(counts, part.slots[known], each)
     return squares, counts
 
 

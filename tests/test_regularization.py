@@ -142,6 +142,15 @@ def test_a_rate_of_zero_and_the_end_leave_weights_alone(name):
         assert np.array_equal(old, to_numpy(new))
 
 
+@pytest.mark.parametrize("name", ["group lasso", "group decay"])
+def test_weights_that_are_not_finite_are_refused(name):
+    masked = net(rate=0.05)
+    kernel = masked.get_layer("hidden").layer.kernel
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with pytest.raises(ValueError, match="are not finite"):
+        fit(masked, PENALTIES[name](frequency=1, end_fraction=1.0))
+
+
 def test_it_ends_where_it_is_told_to():
     seen = []
 
