@@ -1,11 +1,14 @@
 """The one check behind most tests: masked and compact compute the same."""
 
+import itertools
+
 import keras
 import numpy as np
 
 import filterprune
+from filterprune.rebuilding import states_of
 from filterprune.selection import Selector
-from filterprune.verification import generate_inputs, relative_difference
+from filterprune.verification import relative_difference
 
 # Keras 3.15 computes some of float64 in float32 elsewhere: matrix products on
 # PyTorch, `tanh` and its like on JAX.
@@ -68,8 +71,7 @@ def calibrate(model, seed=0, size=64):
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.0
-    inputs = generate_inputs(model, batch_size=4, size=size, seed=seed)
-    model(keras.tree.map_structure(_brighten, inputs), training=True)
+    model(_inputs(model, 4, (size, size), seed), training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
         mean, variance = layer.moving_mean, layer.moving_variance
@@ -77,6 +79,39 @@ def calibrate(model, seed=0, size=64):
         mean.assign(mean + 0.3 * spread * rng.normal(size=spread.shape))
         variance.assign(variance * rng.uniform(1.0, 2.5, spread.shape) + 1e-3)
     return model
+
+
+def state_of(model):
+    """All that can change in a model: variables, states, the compiled and the counted.
+
+    Returns:
+        Arrays by a name; compare two with `assert_untouched`.
+    """
+    found = {}
+    variables = [*model.variables]
+    if getattr(model, "optimizer", None) is not None:
+        variables += model.optimizer.variables
+    for number, layer in enumerate(model._flatten_layers()):
+        if getattr(layer, "stateful", False):
+            variables += states_of(layer)
+        for key, value in vars(layer).items():
+            if type(value) in (int, float, bool, str) and not key.startswith("_"):
+                found[f"{number} {layer.name}.{key}"] = np.array(value)
+    for number, variable in enumerate(variables):
+        found[f"{number} {variable.path}"] = to_numpy(variable).copy()
+    return found
+
+
+def assert_untouched(model, before):
+    """Nothing in the model changed since `state_of`, to the last bit."""
+    after = state_of(model)
+    assert after.keys() == before.keys()
+    changed = [
+        key
+        for key, value in before.items()
+        if after[key].dtype != value.dtype or after[key].tobytes() != value.tobytes()
+    ]
+    assert not changed, f"the user's model changed: {changed}"
 
 
 def close_at_random(masked, seed=0, fraction=0.5):
@@ -93,36 +128,75 @@ def close_at_random(masked, seed=0, fraction=0.5):
     return selector.sparsity()
 
 
-def difference(masked, small, batch_size=2, size=64, seed=3):
-    """The largest relative difference between two models' outputs.
+# How bright the images of a batch are: a net may treat large inputs otherwise.
+SCALES = (1.0, 0.01, 1000.0, 0.1, 10.0)
+# What to take for an open height and width, one pair after another.
+SIZES = ((64, 64), (15, 22))
 
-    The last image is as bright as pixels are: a net that rescales its inputs
-    would otherwise see next to nothing of them.
+
+def difference(masked, small, batch_size=3, size=None, seed=3):
+    """The largest relative difference between two models' outputs, image by image.
+
+    Images differ in brightness: a net that rescales its inputs would otherwise see
+    next to nothing of them, and one that clips would hide what it does with more.
+
+    Args:
+        masked, small: models that take the same inputs.
+        batch_size: how many images, one of each of the first `SCALES`.
+        size: what to take for open sizes; by default each of `SIZES`.
+        seed: the seed of the inputs.
     """
-    inputs = generate_inputs(masked, batch_size=batch_size, size=size, seed=seed)
-    inputs = keras.tree.map_structure(_brighten, inputs)
+    leaves_open = any(None in tensor.shape[1:] for tensor in masked.inputs)
+    sizes = SIZES[: 1 + leaves_open] if size is None else ((size, size),)
+    return max(
+        _difference(masked, small, _inputs(masked, batch_size, size, seed))
+        for size in sizes
+    )
+
+
+def _difference(masked, small, inputs):
     pairs = zip(
         keras.tree.flatten(masked(inputs, training=False)),
         keras.tree.flatten(small(inputs, training=False)),
         strict=True,
     )
-    return max(relative_difference(a, b) for a, b in pairs)
+    return max(_image_by_image(to_numpy(a), to_numpy(b)) for a, b in pairs)
 
 
-def _brighten(image):
-    if len(image.shape) < 4 or "float" not in keras.backend.standardize_dtype(
-        image.dtype
-    ):
-        return image
-    scale = np.ones((image.shape[0],) + (1,) * (len(image.shape) - 1))
-    scale[-1] = 100
-    return image * keras.ops.cast(scale, image.dtype)
+def _image_by_image(expected, received):
+    if expected.shape != received.shape:
+        return float("inf")
+    if expected.ndim < 2:
+        return relative_difference(expected, received)
+    return max(map(relative_difference, expected, received), default=0.0)
 
 
-def check_exact(masked, limit=None, verify=True):
+def _inputs(model, batch_size, size, seed):
+    """Random inputs, images of several scales."""
+    rng = np.random.default_rng(seed)
+
+    def draw(tensor):
+        count = tensor.shape[0] or batch_size
+        opened = itertools.cycle(size)
+        shape = [next(opened) if n is None else n for n in tensor.shape[1:]]
+        if "float" not in tensor.dtype:
+            return keras.ops.cast(rng.integers(0, 2, (count, *shape)), tensor.dtype)
+        values = rng.normal(size=(count, *shape))
+        if len(shape) > 2:  # an image, not a sequence
+            scales = np.resize(SCALES, count)
+            values *= scales.reshape(-1, *[1] * len(shape))
+        return keras.ops.cast(values, tensor.dtype)
+
+    struct = model.input if isinstance(model.input, dict) else list(model.inputs)
+    return keras.tree.map_structure(draw, struct)
+
+
+def check_exact(masked, limit=None, verify=True, **kwargs):
     """Compact a masked model, compare, and return the compact model."""
+    before = state_of(masked)
     small = filterprune.compact(masked, verify=verify)
+    assert_untouched(masked, before)
     limit = limit or LIMITS[keras.config.floatx()]
-    found = difference(masked, small)
+    found = difference(masked, small, **kwargs)
     assert found < limit, f"masked and compact differ by {found:.2g}"
     return small

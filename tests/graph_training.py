@@ -12,12 +12,11 @@ CRITERIA = ["l1", "l2"]
 
 def train(masked, data, st) -> None:
     """Fit a masked model for a few steps while its gates close."""
-    inputs = generate_inputs(masked, batch_size=8)
+    inputs = generate_inputs(masked, batch_size=8, size=16)
     rng = np.random.default_rng(0)
-    targets = [
-        rng.normal(size=(8, *(size or 8 for size in output.shape[1:])))
-        for output in masked.outputs
-    ]
+    with keras.StatelessScope():
+        outputs = keras.tree.flatten(masked(inputs))
+    targets = [rng.normal(size=tuple(output.shape)) for output in outputs]
     optimizer = keras.optimizers.get(data.draw(st.sampled_from(OPTIMIZERS)))
     optimizer.learning_rate = 1e-3
     optimizer.clipnorm = 1.0

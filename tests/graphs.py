@@ -1,5 +1,6 @@
 """Random convnets for property-based tests: hypothesis draws every choice."""
 
+import custom_layers
 import keras
 import numpy as np
 from hypothesis import strategies as st
@@ -7,26 +8,6 @@ from keras import layers, ops
 
 ACTIVATIONS = ["relu", "sigmoid", "softplus", "tanh", "linear", "gelu", "hard_sigmoid"]
 PADDING = ["same", "valid"]
-
-
-class LayerScale(layers.Layer):
-    """A layer that no rule is known for: the probe has to find out."""
-
-    def build(self, input_shape):
-        self.gamma = self.add_weight(shape=(input_shape[-1],), name="gamma")
-
-    def call(self, x):
-        return x * self.gamma
-
-
-class StochasticDepth(layers.Layer):
-    """Another one, which does nothing in inference."""
-
-    def call(self, x, training=None):
-        if not training:
-            return x
-        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        return x * ops.floor(keras.random.uniform(shape, dtype=x.dtype) + 0.8)
 
 
 def _cast(x):
@@ -50,6 +31,7 @@ class GraphBuilder:
         self.maps = []  # tensors of rank 4
         self.vectors = []  # tensors of rank 2
         self.shared = []  # layers that may be called again
+        self.batch_size = None
 
     def pick(self, options):
         return self.draw(st.sampled_from(options))
@@ -99,7 +81,9 @@ class GraphBuilder:
         )(x)
 
     def normalise(self, x):
-        return layers.BatchNormalization(scale=self.chance(), center=self.chance())(x)
+        norm = layers.BatchNormalization(scale=self.chance(), center=self.chance())
+        in_training = self.pick([False, False, False, True])
+        return norm(x, training=True) if in_training else norm(x)
 
     def activate(self, x):
         name = self.pick([*ACTIVATIONS, "prelu", "leaky", "ops.sigmoid", "ops.relu"])
@@ -133,9 +117,13 @@ class GraphBuilder:
         return layers.Permute((2, 1, 3))(x)
 
     def arithmetic(self, x):
-        kind = self.pick(["scale", "shift", "divide", "window", "shift positions"])
+        kinds = ["scale", "shift", "divide", "window", "shift positions", "table"]
+        kind = self.pick(kinds)
         if kind == "scale":
             return x * 0.5
+        if kind == "table":  # a number for each element
+            table = np.random.default_rng(1).normal(0, 0.3, x.shape[1:])
+            return self.pick([ops.add, ops.maximum, ops.subtract])(x, table[None])
         window = np.hanning(x.shape[1] + 2)[1:-1].reshape(-1, 1, 1)
         if kind == "window":
             return self.pick([x * window, x / (window + 0.5)])
@@ -348,10 +336,17 @@ class GraphBuilder:
         y = layers.Conv1D(self.filters(), 3, padding="same")(y)
         return ops.reshape(y, (-1, height, width, y.shape[-1]))
 
-    def of_ones_own(self, x):
+    def custom(self, x):
+        """A layer as a user writes it, or an activation function."""
         if x.sparse:  # so Keras calls `x * 0.5`, and loses the shape of what follows
             return x
-        return self.pick([LayerScale, StochasticDepth])()(x)
+        if self.pick([True, False, False]):
+            function = self.pick(custom_layers.ACTIVATIONS)
+            return layers.Conv2D(self.filters(), 1, activation=function)(x)
+        cls = self.pick(custom_layers.HONEST + custom_layers.OPAQUE)
+        if cls is custom_layers.Forgetful:
+            return cls(2.0, self.pick(cls.PLACES))(x)
+        return cls()(x)
 
     def hold(self, x):
         kind = self.pick(["spectral", "spectral depthwise", "time", "time norm"])
@@ -396,7 +391,9 @@ class GraphBuilder:
             layer = self.cell_layer(units, return_sequences=True)
             return layers.TimeDistributed(layer)(x)
         if kind == "rows":
-            layer = self.cell_layer(units, go_backwards=self.chance())
+            stateful = self.batch_size is not None and self.chance()
+            backwards = self.chance()
+            layer = self.cell_layer(units, go_backwards=backwards, stateful=stateful)
             return self.weigh(x, layer(layers.Dense(3)(rows)))
         if kind == "stacked":
             cells = [layers.LSTMCell(3), layers.GRUCell(units)]
@@ -506,7 +503,8 @@ class GraphBuilder:
         select,
         choose,
         rearrange,
-        of_ones_own,
+        custom,
+        custom,
         hold,
         nest,
         attend,
@@ -545,15 +543,25 @@ class GraphBuilder:
             return layers.GlobalAveragePooling2D()(x)
         return layers.GlobalMaxPooling2D()(x)
 
+    def image(self, shape, **kwargs):
+        """An input, of an open or a fixed batch size."""
+        return keras.Input(shape, batch_size=self.batch_size, **kwargs)
+
     def build(self):
-        inputs = [keras.Input((8, 8, 3), name="image")]
+        self.batch_size = self.pick([None, None, None, 2])
+        size = self.pick([(8, 8), (8, 8), (7, 9), (9, 6)])
+        inputs = [self.image((*size, 3), name="image")]
         x = layers.Conv2D(4, 3, padding="same")(inputs[0])
         if self.chance():
-            inputs.append(keras.Input((8, 8, 2), name="other"))
+            inputs.append(self.image((*size, 2), name="other"))
             x = x + layers.Conv2D(4, 1, activation="tanh")(inputs[1])
         if self.pick([False, False, False, True]):
-            inputs.append(keras.Input((8, 8), dtype="int32", name="numbers"))
+            inputs.append(self.image(size, dtype="int32", name="numbers"))
             x = x + layers.Embedding(5, 4)(inputs[-1])
+        return keras.Model(inputs, self.grow(x))
+
+    def grow(self, x):
+        """The outputs of a graph that goes on from a map."""
         self.maps.append(x)
         for _ in range(self.draw(st.integers(2, 8))):
             # Mostly go on from the last tensor, sometimes branch off.
@@ -567,10 +575,110 @@ class GraphBuilder:
         outputs = [layers.Dense(3, name="head")(head)]
         if self.chance():
             outputs.append(layers.Conv2D(2, 1, name="map")(self.pick(self.maps)))
-        return keras.Model(inputs, outputs)
+        return outputs
+
+
+class OpenGraphBuilder(GraphBuilder):
+    """Grows a graph whose maps may be of any size."""
+
+    def __init__(self, draw):
+        super().__init__(draw)
+        self.halvings = 2
+
+    def conv(self, x):
+        kind = self.pick([layers.Conv2D, layers.Conv2D, layers.SeparableConv2D])
+        activation = self.pick(ACTIVATIONS)
+        return kind(
+            self.filters(),
+            self.pick([1, 2, 3]),
+            padding="same",
+            use_bias=self.chance(),
+            activation=activation,
+        )(x)
+
+    def depthwise(self, x):
+        layer = layers.DepthwiseConv2D(3, padding="same", use_bias=self.chance())
+        return layer(x)
+
+    def resample(self, x):
+        """A map of another size, which joins no map of before."""
+        kinds = ["pad", "up", "crop", "patches", "letterbox", "resize"]
+        if self.halvings:
+            kinds += ["pool", "average", "strides", "depthwise"]
+        kind = self.pick(kinds)
+        self.maps.clear()
+        if kind == "pad":
+            return layers.ZeroPadding2D(self.pick([1, ((1, 0), (0, 2))]))(x)
+        if kind == "up":
+            interpolation = self.pick(["nearest", "bilinear"])
+            return layers.UpSampling2D(2, interpolation=interpolation)(x)
+        if kind == "crop":
+            return layers.Cropping2D(((0, 1), (0, 0)))(x)
+        if kind == "patches":
+            return ops.image.extract_patches(x, 2, strides=1, padding="same")
+        if kind == "letterbox":
+            return layers.Resizing(9, 7, pad_to_aspect_ratio=True)(x)
+        if kind == "resize":
+            return layers.Resizing(7, 9, interpolation=self.pick(["area", "bicubic"]))(
+                x
+            )
+        self.halvings -= 1
+        padding = self.pick(PADDING)
+        if kind == "pool":
+            return layers.MaxPooling2D(2, padding=padding)(x)
+        if kind == "average":
+            return layers.AveragePooling2D(2, padding=padding)(x)
+        if kind == "depthwise":
+            return layers.DepthwiseConv2D(2, strides=2, padding="same")(x)
+        return layers.Conv2D(self.filters(), 3, strides=2, padding="same")(x)
+
+    def shift(self, x):
+        """A constant that is added behind whatever makes the channels."""
+        kind = self.pick(["number", "vector", "maximum", "offset"])
+        if kind == "number":
+            return x + 1.0
+        if kind == "maximum":
+            return ops.maximum(x, 0.2)
+        if kind == "offset":
+            return layers.Rescaling(1.0, offset=0.5)(x)
+        return x + np.linspace(-1, 1, x.shape[-1]).astype(keras.config.floatx())
+
+    def vector(self, x):
+        kind = [layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D]
+        return self.pick(kind)()(x)
+
+    STEPS = (
+        conv,
+        conv,
+        depthwise,
+        resample,
+        resample,
+        shift,
+        shift,
+        GraphBuilder.normalise,
+        GraphBuilder.activate,
+        GraphBuilder.join,
+        GraphBuilder.concatenate,
+        GraphBuilder.excite,
+        GraphBuilder.spatial_gate,
+        GraphBuilder.custom,
+        GraphBuilder.normalise_across,
+        GraphBuilder.reduce,
+        GraphBuilder.choose,
+    )
+
+    def build(self):
+        image = keras.Input((None, None, 3), name="image")
+        return keras.Model(image, self.grow(layers.Conv2D(4, 3, padding="same")(image)))
 
 
 @st.composite
 def models(draw):
-    """A random small convnet of the layers that filterprune knows."""
+    """A random small convnet of the layers that filterprune knows, and others."""
     return GraphBuilder(draw).build()
+
+
+@st.composite
+def open_models(draw):
+    """A random small convnet that takes images of any size."""
+    return OpenGraphBuilder(draw).build()

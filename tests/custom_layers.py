@@ -1,0 +1,213 @@
+"""Layers as users write them, for the random graphs: some honest, some not.
+
+Those in `OPAQUE` read several channels at once, or cannot be made smaller. The
+analysis must keep what they read and say so; all others must be pruned along.
+"""
+
+import dataclasses
+import threading
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+
+class LayerScale(layers.Layer):
+    """A layer that no rule is known for: the analysis has to find out."""
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=(input_shape[-1],), name="gamma")
+
+    def call(self, x):
+        return x * self.gamma
+
+
+class StochasticDepth(layers.Layer):
+    """Another one, which does nothing in inference."""
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
+        return x * ops.floor(keras.random.uniform(shape, dtype=x.dtype) + 0.8)
+
+
+@dataclasses.dataclass
+class _Settings:
+    factor: float
+
+
+def _times(factor):
+    return lambda x: x * factor
+
+
+class Forgetful(layers.Layer):
+    """Its config forgets the factor: a copy made from that multiplies by 1."""
+
+    PLACES = ("number", "closure", "dict", "scalar", "tensor", "object", "set", "own")
+
+    def __init__(self, factor=1.0, place="number", **kwargs):
+        super().__init__(**kwargs)
+        self.place = place
+        if place == "closure":
+            self.held = _times(factor)
+        elif place == "dict":
+            self.held = {"factor": factor}
+        elif place == "scalar":
+            self.held = np.float32(factor)
+        elif place == "tensor":
+            self.held = ops.convert_to_tensor(factor)
+        elif place == "object":
+            self.held = _Settings(factor)
+        elif place == "set":
+            self.held = set(range(int(factor)))
+        elif place == "own":  # a closure over the layer itself
+            self.factor = factor
+            self.held = lambda x: x * self.factor
+        else:
+            self.held = factor
+        self.lock = threading.Lock()
+
+    def get_config(self):
+        return super().get_config()  # an override: Keras infers no arguments
+
+    def call(self, x):
+        if callable(self.held):
+            return self.held(x)
+        if self.place == "set":
+            return x * float(len(self.held))
+        if self.place == "dict":
+            return x * self.held["factor"]
+        if self.place == "object":
+            return x * self.held.factor
+        return x * ops.cast(self.held, x.dtype)
+
+
+class NegativeShift(layers.Layer):
+    """Zero stays zero for weights of one sign alone."""
+
+    def build(self, input_shape):
+        shape = (input_shape[-1],)
+        self.shift = self.add_weight(shape=shape, name="shift", initializer="zeros")
+
+    def call(self, x):
+        return x + ops.minimum(self.shift, 0)
+
+
+class Ramp(layers.Layer):
+    """Adds a number to each position, none to the first."""
+
+    def call(self, x):
+        ramp = ops.cast(ops.arange(ops.shape(x)[2]), x.dtype) * 0.1
+        return x + ops.reshape(ramp, (1, 1, -1, 1))
+
+
+class ByCount(layers.Layer):
+    """Divides by how many channels there are."""
+
+    def build(self, input_shape):
+        self.count = float(input_shape[-1])
+
+    def call(self, x):
+        return x / self.count**0.5
+
+
+class SoftClip(layers.Layer):
+    """Mixes channels, but only where they are large."""
+
+    def call(self, x):
+        size = ops.mean(ops.abs(x), axis=-1, keepdims=True)
+        return x / ops.maximum(1.0, size / 30.0)
+
+
+class LargeBatch(layers.Layer):
+    """Mixes channels, but only in batches of more than two."""
+
+    def call(self, x):
+        large = ops.cast(ops.shape(x)[0] > 2, x.dtype)
+        return x - large * ops.mean(x, axis=-1, keepdims=True)
+
+
+class Halves(layers.Layer):
+    """Treats a channel by its place among all."""
+
+    def call(self, x):
+        half = x.shape[-1] // 2
+        return ops.concatenate([x[..., :half], ops.tanh(x[..., half:])], axis=-1)
+
+
+class Counting(layers.Layer):
+    """Remembers how often it ran, in an attribute that is no variable."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.calls = 0
+
+    def call(self, x):
+        self.calls += 1
+        return x * 2.0
+
+
+class Penalty(layers.Layer):
+    """Adds a loss."""
+
+    def __init__(self, rate=0.01, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+
+    def call(self, x):
+        self.add_loss(self.rate * ops.mean(ops.square(x)))
+        return x
+
+
+class TwoModes(layers.Layer):
+    """Differs in training, though nothing in it is random."""
+
+    def call(self, x, training=None):
+        return x * 0.5 if training else x
+
+
+class Mixing(layers.Layer):
+    """A convolution by hand: a matrix of its own over the channels."""
+
+    def build(self, input_shape):
+        count = input_shape[-1]
+        self.matrix = self.add_weight(shape=(count, count), name="matrix")
+
+    def call(self, x):
+        return ops.tanh(ops.matmul(x, ops.cast(self.matrix, x.dtype)))
+
+
+HONEST = (LayerScale, StochasticDepth, TwoModes, Counting, Penalty)
+OPAQUE = (
+    Forgetful,
+    NegativeShift,
+    Ramp,
+    ByCount,
+    SoftClip,
+    LargeBatch,
+    Halves,
+    Mixing,
+)
+
+
+def keep_zero_here_too(x):
+    return x * ops.cast(ops.arange(x.shape[-1]) % 2, x.dtype)
+
+
+def half_tanh(x):
+    half = x.shape[-1] // 2
+    return ops.concatenate([x[..., :half], ops.tanh(x[..., half:])], axis=-1)
+
+
+def soft_clip(x):
+    size = ops.mean(ops.abs(x), axis=-1, keepdims=True)
+    return x / ops.maximum(1.0, size / 30.0)
+
+
+def wave(x):
+    return ops.sin(x) * 0.5
+
+
+# Activation functions of a user's: the first three do not work on each channel alone.
+ACTIVATIONS = (keep_zero_here_too, half_tanh, soft_clip, wave, ops.sin, ops.square)
