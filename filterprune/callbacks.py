@@ -1,6 +1,5 @@
 """The callback that closes gates while a model trains: when, not which."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import keras
 from filterprune import criteria
 from filterprune.budget import Budget
 from filterprune.criteria.base import Scorer
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 from filterprune.latency import LatencyModel
 from filterprune.limits import Limits
 from filterprune.origin import Origin
@@ -200,13 +199,11 @@ class FilterPruningCallback(keras.callbacks.Callback):
         step = optimizer_step(self.model)
         if self._times is not None and step < self._times.end:
             sparsity = self._logs["sparsity"]
-            warnings.warn(
+            warn(
                 f"`fit` ended at step {step}, before the pruning schedule ends at "
                 f"step {self._times.end}: the sparsity is {sparsity:.3f}, and "
                 f"{self._final:.3f} of the {self.budget.target} was planned. Train on "
-                "(a second `fit` continues the schedule) or lower `end_step`.",
-                PruningWarning,
-                stacklevel=2,
+                "(a second `fit` continues the schedule) or lower `end_step`."
             )
 
     def _planned(self, step: int, epoch: int) -> tuple[Schedule, Timetable]:

@@ -1,7 +1,5 @@
 """Compaction: from a masked model to a plain one with fewer channels."""
 
-import warnings
-
 import keras
 import numpy as np
 
@@ -10,7 +8,7 @@ from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
 from filterprune.compiling import Move, compile_alike
-from filterprune.errors import PruningWarning, VerificationError
+from filterprune.errors import VerificationError, warn
 from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
 from filterprune.resizing import Resizer
 from filterprune.slots import masked_analysis
@@ -74,12 +72,10 @@ def _warn_of(stays: dict[int, str]) -> None:
     if stays:
         reasons = sorted(set(stays.values()))
         more = f" (and {len(reasons) - 3} more reasons)" if len(reasons) > 3 else ""
-        warnings.warn(
+        warn(
             f"{len(stays)} closed channels stay in the compact model, as zeros, "
             f"because they cannot be removed exactly: {'; '.join(reasons[:3])}{more}. "
-            "`print(filterprune.analyze(masked))` tells more.",
-            PruningWarning,
-            stacklevel=3,
+            "`print(filterprune.analyze(masked))` tells more."
         )
 
 

@@ -1,6 +1,5 @@
 """Which gates close: scores, limits and a budget."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from filterprune import criteria
 from filterprune.budget import UNITS, Budget
 from filterprune.criteria.base import Scorer
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 from filterprune.latency import LatencyModel
 from filterprune.limits import Limits
 from filterprune.origin import Origin
@@ -120,13 +119,11 @@ class Selector:
         if self.limits.round_to is not None:
             bounds += f", round_to={self.limits.round_to}"
         if target == "filters":
-            warnings.warn(
+            warn(
                 f"A sparsity of {fraction:.3f} is out of reach: with {bounds} every "
                 f"group of '{name}' keeps so many channels that no more than "
                 f"{reachable:.3f} can be closed, {fraction - reachable:.3f} less. Ask "
-                "for less, or lower those bounds.",
-                PruningWarning,
-                stacklevel=3,
+                "for less, or lower those bounds."
             )
             return
         full = self.budget.full(self.slots)
