@@ -10,6 +10,7 @@ import numpy as np
 from filterprune.latency import LatencyModel, measure_latency
 from filterprune.schedules import check_sparsity
 from filterprune.slots import Slots
+from filterprune.suggestions import did_you_mean
 
 TARGETS = ("filters", "params", "macs", "bytes", "latency")
 UNITS = {
@@ -46,7 +47,8 @@ class Budget:
             raise ValueError(
                 f"Expected `target` to be one of {list(TARGETS)}, or what "
                 "`filterprune.measure_latency` returns. "
-                f"Received: target={self.target!r}"
+                f"Received: target={self.target!r}."
+                + did_you_mean(self.target, TARGETS, "target")
             )
         if self.budget is None:
             return

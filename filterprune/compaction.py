@@ -12,9 +12,11 @@ from filterprune.errors import VerificationError, warn
 from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
 from filterprune.resizing import Resizer
 from filterprune.slots import masked_analysis
+from filterprune.suggestions import suggests_keywords
 from filterprune.verification import verify_same
 
 
+@suggests_keywords
 def compact(masked, verify: bool = True):
     """Remove every channel whose gate is closed: the third of the three moves.
 

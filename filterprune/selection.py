@@ -10,9 +10,10 @@ from filterprune.budget import UNITS, Budget
 from filterprune.criteria.base import Scorer
 from filterprune.errors import warn
 from filterprune.latency import LatencyModel
-from filterprune.limits import Limits
+from filterprune.limits import MIN_FILTERS, Limits
 from filterprune.origin import Origin
 from filterprune.schedules import check_sparsity
+from filterprune.suggestions import suggests_keywords
 from filterprune.trading import worth_of_price
 
 # How often prices are looked up anew where closing slots changes them.
@@ -281,12 +282,13 @@ class Selector:
         return self._sparsity(chosen)
 
 
+@suggests_keywords
 def prune(
     masked,
     sparsity: float | None = None,
     criterion: Scorer = "group",
     scope: str | Mapping[str, Any] = "global",
-    min_filters: int = 1,
+    min_filters: int | float = MIN_FILTERS,
     round_to: int | None = None,
     target: str | LatencyModel = "filters",
     budget: float | None = None,
@@ -312,8 +314,9 @@ def prune(
             groups of like structure; or a dict from names of one's own to patterns
             of layer paths. Each of those loses the same fraction. Defaults to
             `"global"`.
-        min_filters: how many channels every group keeps at least. Defaults to
-            `1`.
+        min_filters: how many channels every group keeps at least: an integer, or
+            a fraction of the group in (0, 1). A fraction keeps at least one channel,
+            and two of a residual stream. Defaults to `0.05`.
         round_to: if given, the channels that each group keeps are a multiple
             of it (or all).
         target: what is counted: `"filters"`, or what the whole model costs in
