@@ -48,6 +48,17 @@ def compact(masked, verify: bool = True):
     small.save("small.keras")
     ```
     """
+    if not any(gate.closed().any() for gate in masked_analysis(masked).masks):
+        warn(
+            f"No gate of '{masked.name}' is closed, so the compact model is as "
+            "large. Prune first: `filterprune.prune(masked, sparsity=0.5)`, or "
+            "`filterprune.FilterPruningCallback` in `fit`."
+        )
+    return compacted(masked, verify)
+
+
+def compacted(masked, verify: bool = True):
+    """The same as `compact`, for a model of which nothing need be closed."""
     analysis = masked_analysis(masked)
     dead, valuation, stays = analysis.decide()
     for path, count in valuation.conflicts.items():

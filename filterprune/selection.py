@@ -7,6 +7,7 @@ import numpy as np
 
 from filterprune import criteria
 from filterprune.budget import UNITS, Budget
+from filterprune.cost import uncounted
 from filterprune.criteria.base import Scorer
 from filterprune.errors import warn
 from filterprune.latency import LatencyModel
@@ -53,6 +54,13 @@ class Selector:
         self._origin = origin or Origin(model, self.limits.kinds)
         self.slots = self._origin.slots
         self.budget = (budget or Budget()).measured(self.slots.model)
+        unknown = uncounted(self.slots.analysis) if self.budget.target == "macs" else ()
+        if unknown:
+            warn(
+                f"The MACs of {', '.join(f'`{name}`' for name in unknown[:5])} are not "
+                "counted, since filterprune cannot look into every layer of "
+                f"'{self.slots.model.name}': fractions and budgets are of the others."
+            )
         self.bounds = self.limits.bounds(self.slots.groups)
         self.pools = self.limits.pools(self.slots)
 
