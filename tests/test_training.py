@@ -143,7 +143,8 @@ def test_restored_best_weights_come_with_their_gates():
             (builders.closed(masked), [to_numpy(w).copy() for w in masked.weights])
         )
     )
-    history = fit(masked, epochs=4, callbacks=[note, stop])
+    with pytest.warns(filterprune.PruningWarning, match="restores .* epoch 1"):
+        history = fit(masked, epochs=4, callbacks=[note, stop])
     assert len(history["sparsity"]) == 3  # stopped
     gates, weights = seen[0]
     assert builders.closed(masked) == gates != seen[-1][0]
