@@ -1,5 +1,6 @@
 """What compact promises: exact, plain, whole, and plain words where it cannot."""
 
+import builders
 import keras
 import numpy as np
 import pytest

@@ -82,9 +82,8 @@ class TestEarlyStopping:
     def test_where_fit_ends_early_the_figure_is_that_of_the_weights(self):
         masked = net()
         with pytest.warns(filterprune.PruningWarning) as caught:
-            history = fit(
-                masked, pruning(PolynomialDecay(end_step=99)), stop(), epochs=3
-            )
+            first = pruning(PolynomialDecay(end_step=99))
+            history = fit(masked, first, stop(), epochs=3)
         texts = [str(warning.message) for warning in caught]
         assert any("`fit` ended at step 6" in text for text in texts)
         assert all(f"{history[1]:.3f}" in text for text in texts)

@@ -278,9 +278,8 @@ class TestNotCounted:
 
     def test_fractions_of_macs_are_warned_of(self, model):
         masked = filterprune.wrap_model(model)
-        with pytest.warns(
-            filterprune.PruningWarning, match=r"`hidden` are not counted"
-        ):
+        words = "`hidden` are not counted"
+        with pytest.warns(filterprune.PruningWarning, match=words):
             filterprune.prune(masked, 0.1, target="macs")
         filterprune.prune(masked, 0.2)  # of the filters: nothing to say
 
