@@ -22,7 +22,8 @@ def compact(masked, verify: bool = True):
 
     The result computes the same function as `masked` in inference mode, up to
     float rounding. A closed filter that cannot be removed exactly stays, with
-    its gate multiplied into its weights, and a warning says why.
+    its gate multiplied into its weights, and a warning says why. Another one says
+    so if no gate is closed.
 
     Args:
         masked: a masked model. It is not touched.
