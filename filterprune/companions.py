@@ -1,6 +1,7 @@
 """Other callbacks of the same `fit`: those that keep the best epoch of all."""
 
 import sys
+import types
 from typing import Any
 
 import keras
@@ -181,7 +182,7 @@ def _beside(callback) -> list:
     Keras tells a callback nothing of the others. The list that calls it is the
     `CallbackList` further up the stack.
     """
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         found = frame.f_locals.get("self")
         if isinstance(found, keras.callbacks.CallbackList) and any(

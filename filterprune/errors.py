@@ -1,6 +1,7 @@
 """What filterprune raises and warns of, beyond the usual exceptions."""
 
 import sys
+import types
 import warnings
 
 # Code of these packages is never the line that a user can change.
@@ -21,7 +22,8 @@ def warn(message: str) -> None:
     That is the innermost line outside of filterprune and Keras: the call of our
     function, or of the `fit` that runs a callback of ours.
     """
-    frame = outermost = sys._getframe(1)
+    outermost = sys._getframe(1)
+    frame: types.FrameType | None = outermost
     while frame is not None and _package(frame) in _INTERNAL:
         outermost, frame = frame, frame.f_back
     place = frame or outermost
@@ -36,4 +38,4 @@ def warn(message: str) -> None:
 
 
 def _package(frame) -> str:
-    return frame.f_globals.get("__name__", "").partition(".")[0]
+    return str(frame.f_globals.get("__name__")).partition(".")[0]

@@ -241,7 +241,7 @@ def _floor(least: int | float, group: Group) -> int:
 
 
 def _check_floor(name: str, value) -> None:
-    is_fraction = isinstance(value, numbers.Real) and 0 < value < 1
+    is_fraction = isinstance(value, numbers.Real) and 0 < float(value) < 1
     if not is_fraction and (not is_integer(value) or int(value) < 1):
         raise ValueError(
             f"Expected `{name}` to be an integer of at least 1, or a fraction of the "

@@ -136,7 +136,7 @@ def suggests_keywords(function: F) -> F:
     """
     label = function.__name__
     if inspect.isclass(function):
-        function.__init__ = _checked(function.__init__, label)  # type: ignore[misc]
+        function.__init__ = _checked(function.__init__, label)  # type: ignore[method-assign]
         return function
     return _checked(function, label)
 
