@@ -122,7 +122,7 @@ class Budget:
         if self.budget > full:
             warn(
                 f"Nothing is pruned: '{slots.model.name}' has {self.number(full)} "
-                f"{UNITS[self.target]}, fewer than the budget of "
+                f"{UNITS[self.target]}, already within the budget of "
                 f"{self.number(self.budget)}."
             )
         return max(0.0, 1 - self.budget / full)
