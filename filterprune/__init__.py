@@ -4,6 +4,7 @@ from filterprune import channels, criteria, layers, plots, schedules
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels import composite, rule
 from filterprune.compaction import compact
+from filterprune.companions import AfterPruning
 from filterprune.criteria import Criterion, register_criterion
 from filterprune.distillation import distill
 from filterprune.errors import PruningWarning, VerificationError
@@ -34,6 +35,7 @@ from filterprune.version import __version__
 from filterprune.wrapping import wrap, wrap_model
 
 __all__ = [
+    "AfterPruning",
     "ConstantSparsity",
     "Criterion",
     "FilterPruningCallback",

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from filterprune.errors import warn
 from filterprune.latency import LatencyModel, measure_latency
 from filterprune.schedules import check_sparsity
 from filterprune.slots import Slots
+from filterprune.suggestions import did_you_mean
 
 TARGETS = ("filters", "params", "macs", "bytes", "latency")
 UNITS = {
@@ -46,7 +48,8 @@ class Budget:
             raise ValueError(
                 f"Expected `target` to be one of {list(TARGETS)}, or what "
                 "`filterprune.measure_latency` returns. "
-                f"Received: target={self.target!r}"
+                f"Received: target={self.target!r}."
+                + did_you_mean(self.target, TARGETS, "target")
             )
         if self.budget is None:
             return
@@ -58,6 +61,13 @@ class Budget:
             raise ValueError(
                 f"Expected `budget` to be above 0, in {UNITS[self.target]}. "
                 f"Received: budget={self.budget!r}"
+            )
+        if self.target != "latency" and self.budget < 1:
+            raise ValueError(
+                f"Expected `budget` to be how many {UNITS[self.target]} may be left. "
+                f"Received: budget={self.budget!r}, less than one. Did you mean a "
+                f"fraction? `sparsity={1 - self.budget:g}` leaves {self.budget:.1%} of "
+                "them (on the command line: `--remove`)."
             )
 
     def measured(self, model) -> "Budget":
@@ -108,4 +118,11 @@ class Budget:
         """The fraction to remove: what is given, or what the budget says."""
         if self.budget is None:
             return check_sparsity("sparsity", sparsity)
-        return max(0.0, 1 - self.budget / self.full(slots))
+        full = self.full(slots)
+        if self.budget > full:
+            warn(
+                f"Nothing is pruned: '{slots.model.name}' has {self.number(full)} "
+                f"{UNITS[self.target]}, already within the budget of "
+                f"{self.number(self.budget)}."
+            )
+        return max(0.0, 1 - self.budget / full)

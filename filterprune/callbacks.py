@@ -1,6 +1,5 @@
 """The callback that closes gates while a model trains: when, not which."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,10 +7,11 @@ import keras
 
 from filterprune import criteria
 from filterprune.budget import Budget
+from filterprune.companions import Companions
 from filterprune.criteria.base import Scorer
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 from filterprune.latency import LatencyModel
-from filterprune.limits import Limits
+from filterprune.limits import MIN_FILTERS, Limits
 from filterprune.origin import Origin
 from filterprune.schedules import (
     END_FRACTION,
@@ -22,11 +22,19 @@ from filterprune.schedules import (
     optimizer_step,
 )
 from filterprune.selection import Selector
+from filterprune.suggestions import suggests_keywords
 
 # How often gates close where the user does not say: few large steps cost accuracy.
 UPDATES = 50
+# Sparsities that differ by less are equal.
+EQUAL = 1e-9
+_WAIT = (
+    "Let it wait until the schedule has ended: "
+    "`filterprune.AfterPruning(callback, pruning)`."
+)
 
 
+@suggests_keywords
 class FilterPruningCallback(keras.callbacks.Callback):
     """Closes the gates of a masked model on a schedule, during `fit`.
 
@@ -36,6 +44,9 @@ class FilterPruningCallback(keras.callbacks.Callback):
     the frequency and `steps_per_execution` (then at the end of the execution
     that contains it). `logs` and `History` get `sparsity`: the fraction of
     the prunable filters whose gates are closed.
+
+    Callbacks that keep the best epoch may keep one from before the schedule's
+    end, and a `PruningWarning` says so. `filterprune.AfterPruning` lets them wait.
 
     Args:
         schedule: a `filterprune.PolynomialDecay`, `ConstantSparsity` or other
@@ -48,8 +59,9 @@ class FilterPruningCallback(keras.callbacks.Callback):
             to `"group"`.
         scope: what is ranked together, as in `filterprune.prune`. Defaults to
             `"global"`.
-        min_filters: how many channels every group keeps at least. Defaults to
-            `1`.
+        min_filters: how many channels every group keeps at least: an integer, or
+            a fraction of the group in (0, 1). A fraction keeps at least one channel,
+            and two of a residual stream. Defaults to `0.05`.
         round_to: if given, the channels that each group keeps are a multiple
             of it (or all).
         end_fraction: the fraction of the fit's steps, in (0, 1], after which
@@ -75,8 +87,8 @@ class FilterPruningCallback(keras.callbacks.Callback):
     Raises:
         TypeError: if `schedule` is no schedule.
         ValueError: if another argument is out of range; and at the start of
-            `fit` if the model has no gates, nothing in it can be pruned or a
-            budget is out of reach.
+            `fit` if the model has no gates, nothing in it can be pruned, a
+            budget is out of reach or another callback prunes in the same `fit`.
 
     Example:
 
@@ -94,7 +106,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
         frequency: int | None = None,
         criterion: Scorer = "group",
         scope: str | Mapping[str, Any] = "global",
-        min_filters: int = 1,
+        min_filters: int | float = MIN_FILTERS,
         round_to: int | None = None,
         end_fraction: float = END_FRACTION,
         target: str | LatencyModel = "filters",
@@ -135,8 +147,11 @@ class FilterPruningCallback(keras.callbacks.Callback):
         self.softness = softness
         # What the model was that `fit_shrinking` compacts again and again.
         self.origin: Origin | None = None
+        self._companions: Any = None
 
     def on_train_begin(self, logs=None):
+        self._companions = Companions(self, self._companions)
+        _check_alone(self, self._companions.all)
         self._begin(self.budget)
         self._times: Timetable | None = None
         if self.schedule.end_step is None:
@@ -178,6 +193,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
                 budget = self._selector.budget
                 self._final = budget.fraction(self._selector.slots, None)
             self._selector.rehearse(self._final)
+        self._companions.begin(epoch)
         self._before = step
         self._next = self._times.after(step)
         if self._times.due(step):
@@ -193,20 +209,43 @@ class FilterPruningCallback(keras.callbacks.Callback):
             logs.update(self._logs)
 
     def on_epoch_end(self, epoch, logs=None):
+        self._companions.note(epoch, self._logs["sparsity"])
         if logs is not None:
             logs.update(self._logs)
 
     def on_train_end(self, logs=None):
-        step = optimizer_step(self.model)
-        if self._times is not None and step < self._times.end:
-            sparsity = self._logs["sparsity"]
-            warnings.warn(
+        step, times = optimizer_step(self.model), self._times
+        if times is None:
+            return
+        reached = self._logs["sparsity"]
+        restored = self._companions.restored()
+        closed = self._selector.sparsity() if restored is None else restored[1]
+        if restored is not None and closed < reached - EQUAL:
+            warn(
+                f"`EarlyStopping` restores the weights of epoch {restored[0] + 1}, "
+                f"with a sparsity of {closed:.3f}: it was {reached:.3f} when `fit` "
+                f"ended. {_WAIT}"
+            )
+        elif closed < reached - EQUAL:
+            warn(
+                f"The sparsity is {closed:.3f}, and was {reached:.3f} after the last "
+                "step: another callback has set weights since, and gates with them."
+            )
+        for path, epoch, there in self._companions.saved():
+            if there < reached - EQUAL:
+                warn(
+                    f"`ModelCheckpoint` saved '{path}' after epoch {epoch + 1}, with a "
+                    f"sparsity of {there:.3f}: it was {reached:.3f} when `fit` ended. "
+                    + _WAIT
+                )
+        if step < times.end:
+            soft = self.softness if self._is_soft(step, times) else 0
+            warn(
                 f"`fit` ended at step {step}, before the pruning schedule ends at "
-                f"step {self._times.end}: the sparsity is {sparsity:.3f}, and "
-                f"{self._final:.3f} of the {self.budget.target} was planned. Train on "
-                "(a second `fit` continues the schedule) or lower `end_step`.",
-                PruningWarning,
-                stacklevel=2,
+                f"step {times.end}: the sparsity is {closed:.3f}, and "
+                f"{self._final:.3f} of the {self.budget.target} was planned. "
+                f"{_softly(soft)}"
+                "Train on (a second `fit` continues the schedule) or lower `end_step`."
             )
 
     def _planned(self, step: int, epoch: int) -> tuple[Schedule, Timetable]:
@@ -246,6 +285,19 @@ class FilterPruningCallback(keras.callbacks.Callback):
         self._logs = {"sparsity": sparsity}
         if self.budget.target != "filters":
             self._logs[f"{self.budget.target}_removed"] = self._selector.removed()
+
+
+def _softly(soft: float) -> str:
+    return f"The gates of closed filters are still at {soft:g}. " if soft else ""
+
+
+def _check_alone(callback, others) -> None:
+    if any(isinstance(other, FilterPruningCallback) for other in others):
+        raise ValueError(
+            f"Expected one `FilterPruningCallback` for '{callback.model.name}'. "
+            "Received: several in one `fit`, each of which would set all gates. Use "
+            "one, with `overrides` for layers with a sparsity of their own."
+        )
 
 
 def _check_frequency(frequency) -> None:

@@ -1,7 +1,5 @@
 """Compaction: from a masked model to a plain one with fewer channels."""
 
-import warnings
-
 import keras
 import numpy as np
 
@@ -10,19 +8,22 @@ from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
 from filterprune.compiling import Move, compile_alike
-from filterprune.errors import PruningWarning, VerificationError
+from filterprune.errors import VerificationError, warn
 from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
 from filterprune.resizing import Resizer
 from filterprune.slots import masked_analysis
+from filterprune.suggestions import suggests_keywords
 from filterprune.verification import verify_same
 
 
+@suggests_keywords
 def compact(masked, verify: bool = True):
     """Remove every channel whose gate is closed: the third of the three moves.
 
     The result computes the same function as `masked` in inference mode, up to
     float rounding. A closed filter that cannot be removed exactly stays, with
-    its gate multiplied into its weights, and a warning says why.
+    its gate multiplied into its weights, and a warning says why. Another one says
+    so if no gate is closed.
 
     Args:
         masked: a masked model. It is not touched.
@@ -48,6 +49,17 @@ def compact(masked, verify: bool = True):
     small.save("small.keras")
     ```
     """
+    if not any(gate.closed().any() for gate in masked_analysis(masked).masks):
+        warn(
+            f"No gate of '{masked.name}' is closed, so the compact model is as "
+            "large. Prune first: `filterprune.prune(masked, sparsity=0.5)`, or "
+            "`filterprune.FilterPruningCallback` in `fit`."
+        )
+    return compacted(masked, verify)
+
+
+def compacted(masked, verify: bool = True):
+    """The same as `compact`, for a model of which nothing need be closed."""
     analysis = masked_analysis(masked)
     dead, valuation, stays = analysis.decide()
     for path, count in valuation.conflicts.items():
@@ -74,12 +86,10 @@ def _warn_of(stays: dict[int, str]) -> None:
     if stays:
         reasons = sorted(set(stays.values()))
         more = f" (and {len(reasons) - 3} more reasons)" if len(reasons) > 3 else ""
-        warnings.warn(
+        warn(
             f"{len(stays)} closed channels stay in the compact model, as zeros, "
             f"because they cannot be removed exactly: {'; '.join(reasons[:3])}{more}. "
-            "`print(filterprune.analyze(masked))` tells more.",
-            PruningWarning,
-            stacklevel=3,
+            "`print(filterprune.analyze(masked))` tells more."
         )
 
 

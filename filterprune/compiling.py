@@ -1,7 +1,6 @@
 """Carrying what `compile` and `fit` made over to the compact model."""
 
 import dataclasses
-import warnings
 from typing import Any
 
 import keras
@@ -9,7 +8,7 @@ import numpy as np
 
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import adafactor_factors, metric_functions
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 
 # How Keras names the moving average of a weight (`use_ema`), behind its path.
 AVERAGE = "_average"
@@ -50,11 +49,9 @@ def recompile(model, new) -> bool:
             new.compile_from_config(model.get_compile_config())
             _scale_loss_alike(model, new)
     except Exception as error:
-        warnings.warn(
+        warn(
             f"'{new.name}' is not compiled, because what '{model.name}' is compiled "
-            f"with cannot be copied: {error} Call `compile` on it.",
-            PruningWarning,
-            stacklevel=4,
+            f"with cannot be copied: {error} Call `compile` on it."
         )
         return False
     return True
@@ -62,11 +59,11 @@ def recompile(model, new) -> bool:
 
 def _scale_loss_alike(model, new) -> None:
     """Scale the loss as `model` does; by itself Keras looks at the global policy."""
-    old = model.optimizer
-    if hasattr(old, "inner_optimizer") and not hasattr(
-        new.optimizer, "inner_optimizer"
-    ):
-        new.optimizer = type(old).from_config(old.get_config())
+    scales = hasattr(model.optimizer, "inner_optimizer")
+    if scales and not hasattr(new.optimizer, "inner_optimizer"):
+        new.optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    elif not scales and hasattr(new.optimizer, "inner_optimizer"):
+        new.optimizer = new.optimizer.inner_optimizer
 
 
 def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> None:
@@ -76,7 +73,8 @@ def compile_alike(masked, small, moves: list[Move], survivors: Survivors) -> Non
     old, new = masked.optimizer, getattr(small, "optimizer", None)
     if old is None or new is None or not old.built:
         return
-    new.build(small.trainable_variables)
+    if not new.built:  # some, as `LossScaleOptimizer`, add their variables again
+        new.build(small.trainable_variables)
     by_old = {id(move.old): move for move in moves}
     by_new = {id(variable): i for i, variable in enumerate(small.trainable_variables)}
     pairs = []

@@ -6,9 +6,11 @@ import math
 import keras
 import numpy as np
 
+from filterprune.channels.calls import Call
 from filterprune.channels.groups import Analysis
 from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
+from filterprune.channels.trace import is_layer, is_of_keras
 from filterprune.counting import Counter
 
 
@@ -20,7 +22,7 @@ class Cost:
         params: how many weights there are, gates not counted.
         macs: multiply-accumulate operations for one sample, in convolutions,
             dense layers and attention. An input size that is left open counts
-            as 1.
+            as 1. Those of `uncounted` layers are not in it.
         bytes: what the weights take in memory.
     """
 
@@ -130,6 +132,26 @@ class CostModel:
             path: Cost(*(int(n) for n in row))
             for path, row in zip(self._paths, sums, strict=True)
         }
+
+
+def uncounted(analysis: Analysis) -> tuple[str, ...]:
+    """The paths of layers whose MACs are not known, in graph order.
+
+    They cannot be looked into, and may multiply: they are not Keras' own, have a
+    matrix of weights or read several tensors.
+    """
+    calls = [c for c in analysis.flow.calls if c.path in analysis.flow.barriers]
+    return tuple(
+        dict.fromkeys(c.path for c in calls if is_layer(c.op) and _may_multiply(c))
+    )
+
+
+def _may_multiply(call: Call) -> bool:
+    if call.products:
+        return False
+    weights = getattr(call.op, "weights", ())
+    has_matrix = any(len(weight.shape) > 1 for weight in weights)
+    return not is_of_keras(call.op) or has_matrix or len(call.inputs) > 1
 
 
 def layer_costs(analysis: Analysis, survivors: Survivors) -> dict[str, Cost]:

@@ -1,5 +1,12 @@
 """What filterprune raises and warns of, beyond the usual exceptions."""
 
+import sys
+import types
+import warnings
+
+# Code of these packages is never the line that a user can change.
+_INTERNAL = ("filterprune", "keras")
+
 
 class PruningWarning(UserWarning):
     """Something was done, but not all that was asked for."""
@@ -7,3 +14,28 @@ class PruningWarning(UserWarning):
 
 class VerificationError(RuntimeError):
     """The compact model does not compute what the masked one does."""
+
+
+def warn(message: str) -> None:
+    """Give a `PruningWarning` that points at the user's line.
+
+    That is the innermost line outside of filterprune and Keras: the call of our
+    function, or of the `fit` that runs a callback of ours.
+    """
+    outermost = sys._getframe(1)
+    frame: types.FrameType | None = outermost
+    while frame is not None and _package(frame) in _INTERNAL:
+        outermost, frame = frame, frame.f_back
+    place = frame or outermost
+    warnings.warn_explicit(
+        message,
+        PruningWarning,
+        place.f_code.co_filename,
+        place.f_lineno,
+        module=place.f_globals.get("__name__", "<unknown>"),
+        registry=place.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _package(frame) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]

@@ -1,7 +1,6 @@
 """Composite layers taken apart: what they call takes their place in the model."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,7 +18,7 @@ from filterprune.channels.trace import (
     trace,
 )
 from filterprune.compiling import recompile
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 from filterprune.inlining import (
     TOLERANCE,
     Trial,
@@ -207,7 +206,7 @@ class _Expander(Rebuilder):
         if type(layer) in self._asked:
             raise ValueError(f"{message} Write a rule for it, or leave it as it is.")
         if not type(layer).__module__.startswith("keras_hub."):  # not asked for
-            warnings.warn(f"{message} It is kept.", PruningWarning, stacklevel=6)
+            warn(f"{message} It is kept.")
         self._given_up.add(id(layer))
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,14 @@ from filterprune.channels.groups import Group
 from filterprune.channels.kinds import check_kinds
 from filterprune.schedules import check_sparsity, is_integer
 from filterprune.slots import Slots
+from filterprune.suggestions import as_fraction, did_you_mean, keyword_meant
 
 SCOPES = ("global", "layer", "isomorphic")
 ROUNDINGS = ("nearest", "up", "down")
+# What every group keeps at least where the user does not say.
+MIN_FILTERS = 0.05
+# Kinds of groups of which one channel is no longer a signal to add to.
+STREAMS = ("channels", "units", "width")
 OVERRIDES = ("sparsity", "max_sparsity", "min_filters", "round_to")
 
 
@@ -68,7 +74,9 @@ class Limits:
             groups of like structure; or a dict from names of one's own to a
             pattern of layer paths or a list of those (groups that no pattern
             matches are ranked together).
-        min_filters: how many slots every group keeps at least.
+        min_filters: how many slots every group keeps at least: an integer, or a
+            fraction of the group in (0, 1). By a fraction every group keeps one
+            channel, and residual streams keep two.
         round_to: the number that surviving slots are a multiple of, or None.
         rounding: to which multiple: `"nearest"`, `"up"` or `"down"`.
         max_sparsity: the fraction of a group that may be closed at most.
@@ -83,7 +91,7 @@ class Limits:
     """
 
     scope: Any = "global"
-    min_filters: int = 1
+    min_filters: int | float = MIN_FILTERS
     round_to: int | None = None
     rounding: str = "nearest"
     max_sparsity: float = 1.0
@@ -96,14 +104,16 @@ class Limits:
             raise ValueError(
                 f"Expected `scope` to be one of {list(SCOPES)}, or a dict from "
                 "names to patterns of layer paths. "
-                f"Received: scope={self.scope!r}"
+                f"Received: scope={self.scope!r}."
+                + did_you_mean(self.scope, SCOPES, "scope")
             )
         if self.rounding not in ROUNDINGS:
             raise ValueError(
                 f"Expected `rounding` to be one of {list(ROUNDINGS)}. "
-                f"Received: rounding={self.rounding!r}"
+                f"Received: rounding={self.rounding!r}."
+                + did_you_mean(self.rounding, ROUNDINGS, "rounding")
             )
-        _check_count("min_filters", self.min_filters)
+        _check_floor("min_filters", self.min_filters)
         if self.round_to is not None:
             _check_count("round_to", self.round_to)
         _check_fraction("max_sparsity", self.max_sparsity)
@@ -150,7 +160,7 @@ class Limits:
         for entry in entries:  # a later one takes precedence
             merged.update(entry)
         multiple = merged.get("round_to", self.round_to)
-        least = max(merged.get("min_filters", self.min_filters), 1)
+        least = _floor(merged.get("min_filters", self.min_filters), group)
         most = merged.get("max_sparsity", self.max_sparsity)
         least = max(least, math.ceil((1 - most) * group.size - 1e-9))
         floor = min(least, group.size)
@@ -222,6 +232,23 @@ def check_patterns(groups: Sequence[Group], patterns: Iterable[str]) -> None:
             )
 
 
+def _floor(least: int | float, group: Group) -> int:
+    """How many slots of a group `min_filters` keeps."""
+    if is_integer(least):
+        return int(least)
+    is_stream = len(group.layers) > 1 and group.kind in STREAMS
+    return max(math.ceil(least * group.size - 1e-9), 2 if is_stream else 1)
+
+
+def _check_floor(name: str, value) -> None:
+    is_fraction = isinstance(value, numbers.Real) and 0 < float(value) < 1
+    if not is_fraction and (not is_integer(value) or int(value) < 1):
+        raise ValueError(
+            f"Expected `{name}` to be an integer of at least 1, or a fraction of the "
+            f"group in (0, 1). Received: {name}={value!r}"
+        )
+
+
 def _check_count(name: str, value) -> None:
     if not is_integer(value) or int(value) < 1:
         raise ValueError(
@@ -232,17 +259,21 @@ def _check_count(name: str, value) -> None:
 
 def _check_fraction(name: str, value) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"Expected `{name}` to be a number. Received: {name}={value!r}")
+        raise TypeError(
+            f"Expected `{name}` to be a number. Received: {name}={value!r}."
+            + as_fraction(value)
+        )
     if not 0 <= value <= 1:
         raise ValueError(
-            f"Expected `{name}` to be a fraction in [0, 1]. Received: {name}={value!r}"
+            f"Expected `{name}` to be a fraction in [0, 1]. "
+            f"Received: {name}={value!r}." + as_fraction(value)
         )
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "sparsity": check_sparsity,
     "max_sparsity": _check_fraction,
-    "min_filters": _check_count,
+    "min_filters": _check_floor,
     "round_to": _check_count,
 }
 
@@ -258,6 +289,7 @@ def _check_override(pattern, entry) -> None:
         if name not in OVERRIDES:
             raise ValueError(
                 f"Expected an override to be a fraction, or a dict with some of "
-                f"{list(OVERRIDES)}. Received: {pattern!r}: {entry!r}"
+                f"{list(OVERRIDES)}. Received: {pattern!r}: {entry!r}."
+                + keyword_meant(name, OVERRIDES)
             )
         _CHECKS[name](f"overrides[{pattern!r}][{name!r}]", value)

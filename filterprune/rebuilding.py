@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +25,7 @@ from filterprune.channels.trace import (
     trace,
     without_mask,
 )
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 
 
 def copy_layer(layer, /, **config):
@@ -174,12 +173,10 @@ def warn_of_ties(pairs, name: str) -> None:
     ties = {tuple(names) for names in owners.values() if len(names) > 1}
     for names in sorted(ties):
         listed = " and ".join(f"'{layer}'" for layer in names)
-        warnings.warn(
+        warn(
             f"The layers {listed} of '{name}' share weights. In the new model each "
             "has its own, equal to begin with, and training will part them. Call "
-            "one layer several times to share its weights.",
-            PruningWarning,
-            stacklevel=4,
+            "one layer several times to share its weights."
         )
 
 
@@ -301,13 +298,11 @@ def _warn_of_methods(model) -> None:
         if getattr(type(model), name) is not getattr(keras.Model, name)
     ]
     if own:
-        warnings.warn(
+        warn(
             f"The new '{model.name}' is a plain functional model, without the "
             f"`{'`, `'.join(own)}` of {type(model).__name__}: its constructor does "
             "not take `(inputs, outputs, name=...)`. Let it do so, with further "
-            "arguments by keyword, to keep the class.",
-            PruningWarning,
-            stacklevel=5,
+            "arguments by keyword, to keep the class."
         )
 
 

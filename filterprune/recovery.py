@@ -3,14 +3,13 @@
 import contextlib
 import importlib
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
 
 from filterprune.channels.trace import parts_of
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 from filterprune.schedules import is_integer
 
 # What a batch normalisation keeps of its inputs; the last if it renormalises.
@@ -79,12 +78,10 @@ def recalibrate(
     norms = [part for part in parts_of(model) if _keeps_statistics(part)]
     layers = [layer for layer in norms if layer.trainable]
     if not layers:
-        warnings.warn(
+        warn(
             f"'{model.name}' has no batch normalisation "
             + ("that is not frozen" if norms else "with moving statistics")
-            + ", so there is nothing to recalibrate.",
-            PruningWarning,
-            stacklevel=2,
+            + ", so there is nothing to recalibrate."
         )
         return 0
     fresh = {id(v) for layer in layers for v in _statistics(layer)}

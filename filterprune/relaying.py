@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 import keras
 
+from filterprune.companions import AfterPruning, Passing
 from filterprune.origin import Origin
 
 
-class Relay(keras.callbacks.Callback):
+class Relay(Passing):
     """Passes on to other callbacks what happens in one fit after another.
 
     They are told that training begins at the first fit and that it ends after the
@@ -24,8 +25,8 @@ class Relay(keras.callbacks.Callback):
     """
 
     def __init__(self, callbacks: Sequence, is_due: Callable[[int], bool]):
-        super().__init__()
         self._all = keras.callbacks.CallbackList(list(callbacks), add_history=True)
+        super().__init__(self._all)
         self._is_due = is_due
         self._begun = False
         self._best: dict[int, tuple] = {}
@@ -38,21 +39,16 @@ class Relay(keras.callbacks.Callback):
             if isinstance(callback, keras.callbacks.History)
         )
 
-    def set_params(self, params):
-        super().set_params(params)
-        self._all.set_params(params)
-
     def set_model(self, model):
         if model is self.model:
             return
         self._note_best()
         super().set_model(model)
-        self._all.set_model(model)
 
     def _note_best(self) -> None:
         """Remember whose the best weights are that a callback has noted."""
         for callback in self._all.callbacks:
-            weights = getattr(callback, "best_weights", None)
+            weights = getattr(_waiting(callback), "best_weights", None)
             known = self._best.get(id(callback))
             if weights is not None and (known is None or known[0] is not weights):
                 self._best[id(callback)] = weights, self.model
@@ -74,7 +70,9 @@ class Relay(keras.callbacks.Callback):
         result = self.model
         for callback in self._all.callbacks:
             owner = self._best.get(id(callback), (None, None))[1]
-            if owner is not None and getattr(callback, "restore_best_weights", False):
+            if owner is not None and getattr(
+                _waiting(callback), "restore_best_weights", False
+            ):
                 callback.set_model(owner)
                 result = owner
         self._all.on_train_end(self._logs)
@@ -83,35 +81,19 @@ class Relay(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if not self._begun:
             self._begun = True
-            self._all.on_train_begin(logs)
+            super().on_train_begin(logs)
 
     def on_train_end(self, logs=None):
         self._logs = logs
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._all.on_epoch_begin(epoch, logs)
-
     def on_epoch_end(self, epoch, logs=None):
-        self._all.on_epoch_end(epoch, logs)
+        super().on_epoch_end(epoch, logs)
         self.epoch = epoch + 1
         self.stopped = self.model.stop_training
         if self._is_due(epoch):
             self.model.stop_training = True
 
-    def on_train_batch_begin(self, batch, logs=None):
-        self._all.on_train_batch_begin(batch, logs)
 
-    def on_train_batch_end(self, batch, logs=None):
-        self._all.on_train_batch_end(batch, logs)
-
-    def on_test_begin(self, logs=None):
-        self._all.on_test_begin(logs)
-
-    def on_test_end(self, logs=None):
-        self._all.on_test_end(logs)
-
-    def on_test_batch_begin(self, batch, logs=None):
-        self._all.on_test_batch_begin(batch, logs)
-
-    def on_test_batch_end(self, batch, logs=None):
-        self._all.on_test_batch_end(batch, logs)
+def _waiting(callback):
+    """The callback that waits for the end of pruning, or the callback itself."""
+    return callback.callback if isinstance(callback, AfterPruning) else callback

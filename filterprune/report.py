@@ -8,7 +8,7 @@ import numpy as np
 
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.trace import check_model
-from filterprune.cost import Cost, layer_costs, total
+from filterprune.cost import Cost, layer_costs, total, uncounted
 from filterprune.expansion import expand
 from filterprune.reporting import findings, page, records, text
 from filterprune.reporting.parts import GroupReport, LayerReport, NodeReport
@@ -27,6 +27,8 @@ class Report:
         before, after: the `Cost` of the model as it is, and compacted.
         nodes: a `NodeReport` for each input and each call of a layer or an
             operation, in graph order: the graph, nested models seen through.
+        uncounted: the paths of layers that cannot be looked into. Their MACs are
+            not in `before` and `after`.
     """
 
     model_name: str
@@ -37,6 +39,7 @@ class Report:
     before: Cost
     after: Cost
     nodes: tuple[NodeReport, ...] = ()
+    uncounted: tuple[str, ...] = ()
 
     @property
     def prunable(self) -> tuple[GroupReport, ...]:
@@ -64,7 +67,7 @@ class Report:
 
         Returns:
             A dict with `model`, `masked`, `before`, `after`, `groups`, `layers`,
-            `nodes` and `barriers`, as the attributes of `Report`.
+            `nodes`, `barriers` and `uncounted`, as the attributes of `Report`.
         """
         return records.to_dict(self)
 
@@ -88,8 +91,8 @@ class Report:
             `layer`, `kind`, `makes` (whether it makes channels), `prunable`
             (`None` where it makes none), `reason` (why something in it stays,
             or `None`), `width`, `width_after`, `removed` (a fraction of the
-            width), `params`, `params_after`, `macs`, `macs_after`, `bytes` and
-            `bytes_after`.
+            width), `params`, `params_after`, `macs`, `macs_after` (`None` where
+            they are not counted), `bytes` and `bytes_after`.
         """
         return records.to_rows(self)
 
@@ -170,13 +173,15 @@ def report_on(analysis: Analysis) -> Report:
     after = layer_costs(analysis, survivors)
     groups = findings.group_parts(analysis, dead, stays)
     nodes = findings.node_parts(analysis, survivors, groups)
+    unknown = uncounted(analysis)
     return Report(
         analysis.model.name,
         bool(analysis.masks),
         groups,
-        findings.layer_parts(nodes, before, after),
+        findings.layer_parts(nodes, before, after, unknown),
         tuple(analysis.flow.barriers.values()),
         total(before),
         total(after),
         nodes,
+        unknown,
     )

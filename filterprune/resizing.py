@@ -31,7 +31,10 @@ class Resizer:
         return self.rebuilder.rebuild(self.analysis.model)
 
     def _shape(self, tensor):
-        return self.survivors.shape(self.analysis.flow.tensors[id(tensor)])
+        found = self.survivors.shape(self.analysis.flow.tensors[id(tensor)])
+        # A nested model may know sizes of its input that its caller leaves open.
+        pairs = zip(tensor.shape, found, strict=True)
+        return tuple(own if size is None else size for own, size in pairs)
 
     def _binding(self, op) -> Binding | None:
         call = self.calls.get(id(op))

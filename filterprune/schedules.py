@@ -5,6 +5,8 @@ import numbers
 
 import keras
 
+from filterprune.suggestions import as_fraction, suggests_keywords
+
 # Where filters go: in the first part of the steps, so that the rest trains what stays.
 END_FRACTION = 0.15
 
@@ -17,11 +19,14 @@ def is_integer(value) -> bool:
 def check_sparsity(name: str, value, *, allow_zero: bool = True) -> float:
     """The value as a float; raises unless it is a fraction in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"Expected `{name}` to be a number. Received: {name}={value!r}")
+        raise TypeError(
+            f"Expected `{name}` to be a number. Received: {name}={value!r}."
+            + as_fraction(value)
+        )
     if not 0 <= float(value) < 1:
         raise ValueError(
             f"Expected `{name}` to be a fraction of the filters in [0, 1), such as "
-            f"0.5 for half of them. Received: {name}={value!r}"
+            f"0.5 for half of them. Received: {name}={value!r}." + as_fraction(value)
         )
     return float(value)
 
@@ -92,6 +97,7 @@ class Schedule:
 
 
 @keras.saving.register_keras_serializable("filterprune")
+@suggests_keywords
 @dataclasses.dataclass(frozen=True)
 class PolynomialDecay(Schedule):
     """Sparsity that rises fast at first and settles slowly.
@@ -154,6 +160,7 @@ class PolynomialDecay(Schedule):
 
 
 @keras.saving.register_keras_serializable("filterprune")
+@suggests_keywords
 @dataclasses.dataclass(frozen=True)
 class ConstantSparsity(Schedule):
     """The full sparsity at once, from one step on.
@@ -192,6 +199,7 @@ class ConstantSparsity(Schedule):
 
 
 @keras.saving.register_keras_serializable("filterprune")
+@suggests_keywords
 @dataclasses.dataclass(frozen=True)
 class IterativeSparsity(Schedule):
     """Prune a little, recover, repeat: sparsity that rises in equal rounds.

@@ -1,6 +1,5 @@
 """Which gates close: scores, limits and a budget."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,12 +7,14 @@ import numpy as np
 
 from filterprune import criteria
 from filterprune.budget import UNITS, Budget
+from filterprune.cost import uncounted
 from filterprune.criteria.base import Scorer
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 from filterprune.latency import LatencyModel
-from filterprune.limits import Limits
+from filterprune.limits import MIN_FILTERS, Limits
 from filterprune.origin import Origin
 from filterprune.schedules import check_sparsity
+from filterprune.suggestions import suggests_keywords
 from filterprune.trading import worth_of_price
 
 # How often prices are looked up anew where closing slots changes them.
@@ -53,6 +54,13 @@ class Selector:
         self._origin = origin or Origin(model, self.limits.kinds)
         self.slots = self._origin.slots
         self.budget = (budget or Budget()).measured(self.slots.model)
+        unknown = uncounted(self.slots.analysis) if self.budget.target == "macs" else ()
+        if unknown:
+            warn(
+                f"The MACs of {', '.join(f'`{name}`' for name in unknown[:5])} are not "
+                "counted, since filterprune cannot look into every layer of "
+                f"'{self.slots.model.name}': fractions and budgets are of the others."
+            )
         self.bounds = self.limits.bounds(self.slots.groups)
         self.pools = self.limits.pools(self.slots)
 
@@ -120,13 +128,11 @@ class Selector:
         if self.limits.round_to is not None:
             bounds += f", round_to={self.limits.round_to}"
         if target == "filters":
-            warnings.warn(
+            warn(
                 f"A sparsity of {fraction:.3f} is out of reach: with {bounds} every "
                 f"group of '{name}' keeps so many channels that no more than "
                 f"{reachable:.3f} can be closed, {fraction - reachable:.3f} less. Ask "
-                "for less, or lower those bounds.",
-                PruningWarning,
-                stacklevel=3,
+                "for less, or lower those bounds."
             )
             return
         full = self.budget.full(self.slots)
@@ -284,12 +290,13 @@ class Selector:
         return self._sparsity(chosen)
 
 
+@suggests_keywords
 def prune(
     masked,
     sparsity: float | None = None,
     criterion: Scorer = "group",
     scope: str | Mapping[str, Any] = "global",
-    min_filters: int = 1,
+    min_filters: int | float = MIN_FILTERS,
     round_to: int | None = None,
     target: str | LatencyModel = "filters",
     budget: float | None = None,
@@ -315,8 +322,9 @@ def prune(
             groups of like structure; or a dict from names of one's own to patterns
             of layer paths. Each of those loses the same fraction. Defaults to
             `"global"`.
-        min_filters: how many channels every group keeps at least. Defaults to
-            `1`.
+        min_filters: how many channels every group keeps at least: an integer, or
+            a fraction of the group in (0, 1). A fraction keeps at least one channel,
+            and two of a residual stream. Defaults to `0.05`.
         round_to: if given, the channels that each group keeps are a multiple
             of it (or all).
         target: what is counted: `"filters"`, or what the whole model costs in

@@ -16,6 +16,7 @@ from filterprune.limits import check_patterns, matches
 from filterprune.schedules import check_sparsity
 from filterprune.selection import Selector
 from filterprune.slots import Slots
+from filterprune.suggestions import suggests_keywords
 from filterprune.wrapping import wrap_model
 
 
@@ -52,6 +53,7 @@ class Sensitivity:
         return plots.sensitivity(self, metric=metric, ax=ax)
 
 
+@suggests_keywords
 def sensitivity(
     model,
     data,

@@ -10,7 +10,7 @@ import keras
 
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels.groups import study
-from filterprune.compaction import compact
+from filterprune.compaction import compacted
 from filterprune.distillation import go_on_learning
 from filterprune.origin import Origin
 from filterprune.relaying import Relay
@@ -114,7 +114,7 @@ def fit_shrinking(
         result = relay.finish()
     finally:
         pruning.origin = None
-    small = compact(result, verify=verify)
+    small = compacted(result, verify=verify)
     small.history = relay.history
     return small, relay.history
 
@@ -147,7 +147,7 @@ def _check(masked, callbacks, epochs, initial_epoch, shrink_at):
 def _shrunk(model, origin: Origin, criterion=None):
     """The same model without the channels that are closed, wrapped again."""
     dead, *_ = study(model).decide()
-    new = wrap_paths(compact(model, verify=False), origin.paths, keep_state=True)
+    new = wrap_paths(compacted(model, verify=False), origin.paths, keep_state=True)
     go_on_learning(model, new)
     origin.follow(new, dead, criterion)
     return new

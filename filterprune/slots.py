@@ -17,6 +17,7 @@ from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import weight_of
 from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, CostModel
+from filterprune.suggestions import did_you_mean
 from filterprune.sums import peek, poke
 
 # How layers name a weight that scales each channel.
@@ -97,11 +98,7 @@ class Slots:
         if prunable and kinds is not None:
             _check_found(kinds, {group.kind for group in prunable}, analysis.model.name)
         if not self.groups:
-            reasons = sorted({str(group.reason) for group in analysis.groups})
-            raise ValueError(
-                f"Nothing in the model '{analysis.model.name}' can be pruned: "
-                + "; ".join(reasons[:5])
-            )
+            raise ValueError(f"{nothing_to_prune(analysis)}.")
         sizes = [group.size for group in self.groups]
         ends = np.cumsum(sizes)
         self.slices = [slice(end - size, end) for end, size in zip(ends, sizes)]
@@ -287,8 +284,8 @@ def _check_found(kinds, known: set[str], name: str) -> None:
     if missing:
         raise ValueError(
             f"Expected `kinds` to be some of {sorted(known)}, which '{name}' has "
-            f"to prune. Received: {missing}. `print(filterprune.analyze(masked))` "
-            "shows the kind of every group."
+            f"to prune. Received: {missing}.{did_you_mean(missing[0], known)} "
+            "`print(filterprune.analyze(masked))` shows the kind of every group."
         )
 
 
@@ -297,11 +294,23 @@ def _made_by(gates: list[Gate], labels) -> bool:
     return labels is not None and any(np.isin(labels, g.labels).any() for g in gates)
 
 
+def nothing_to_prune(analysis: Analysis) -> str:
+    """Why nothing in a model can be pruned, without a full stop."""
+    reasons = {str(g.reason): f"`{g.name}`: {g.reason}" for g in analysis.groups[::-1]}
+    why = "; ".join(sorted(reasons.values())[:5]) or "no layer in it makes channels"
+    return f"Nothing in the model '{analysis.model.name}' can be pruned: {why}"
+
+
 def masked_analysis(model) -> Analysis:
     """The analysis of a masked model; raises if it has no gates, or one is NaN."""
     check_model(model, "masked")
     analysis = study(model)
     if not analysis.masks:
+        if not analysis.prunable:
+            raise ValueError(
+                f"Expected a model with gates. Received: '{model.name}', which has "
+                f"none. {nothing_to_prune(analysis)}."
+            )
         raise ValueError(
             f"Expected a model with gates. Received: '{model.name}', which has "
             "none. Wrap it first, and leave something to prune: "

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import warnings
 
 import keras
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from filterprune.channels.groups import Analysis
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import Graph, trace
-from filterprune.errors import PruningWarning, VerificationError
+from filterprune.errors import VerificationError, warn
 
 # What float rounding may do, relative to the largest output.
 TOLERANCES = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
@@ -129,13 +128,11 @@ def verify_same(masked, small, analysis: Analysis, survivors: Survivors) -> floa
     if not worst <= tolerance:
         itself = _largest_difference(old, _run(masked, inputs))
         if not itself <= tolerance:
-            warnings.warn(
+            warn(
                 f"'{masked.name}' gives other outputs for the same inputs every time, "
                 f"by {itself:.2g} of the largest value: that the compact model does "
                 "what it does could not be verified. Draw random numbers from a "
-                "`keras.random.SeedGenerator`, which a check can set.",
-                PruningWarning,
-                stacklevel=3,
+                "`keras.random.SeedGenerator`, which a check can set."
             )
             return worst
         where = _first_difference(masked, small, inputs, analysis, survivors, tolerance)

@@ -22,6 +22,7 @@ from filterprune.channels.trace import (
     parts_of,
 )
 from filterprune.compiling import Move, compile_alike, recompile
+from filterprune.errors import warn
 from filterprune.expansion import expand, expand_but
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
@@ -32,6 +33,8 @@ from filterprune.rebuilding import (
     copy_built,
     warn_of_ties,
 )
+from filterprune.slots import nothing_to_prune
+from filterprune.suggestions import suggests_keywords
 
 
 def wrap(layer):
@@ -84,6 +87,7 @@ def wrap(layer):
     return _masked(layer, axis) if _needs_gate(layer) else copy_built(layer)
 
 
+@suggests_keywords
 def wrap_model(model, exclude: Any = ()):
     """Wrap a whole model, knowing its graph.
 
@@ -99,7 +103,8 @@ def wrap_model(model, exclude: Any = ()):
 
     Returns:
         A masked model that computes what `model` does, with its weights,
-        compiled if `model` is. `model` is not touched.
+        compiled if `model` is. `model` is not touched. If nothing in it can be
+        pruned, it has no gates, and a `PruningWarning` says why.
 
     Raises:
         TypeError: if `model` is no Keras model, or an entry of `exclude` is
@@ -123,7 +128,10 @@ def wrap_model(model, exclude: Any = ()):
             f"Expected a model that is not masked yet. Received: '{model.name}', "
             f"whose layer '{analysis.masks[0].path}' is masked already."
         )
-    return _wrap_chosen(model, _to_mask(analysis, excluded))
+    chosen = _to_mask(analysis, excluded)
+    if not chosen:
+        warn(f"{nothing_to_prune(analysis)}. The wrapped model has no gates.")
+    return _wrap_chosen(model, chosen)
 
 
 def wrap_paths(model, paths, keep_state=False):

@@ -315,3 +315,30 @@ def test_ties_are_settled_alike_every_time(scope):
         filterprune.prune(masked, 0.5, scope=scope, target="macs")
         found.append(closed(masked))
     assert found[0] == found[1]
+
+
+class TestBudgetsThatMeanSomethingElse:
+    @pytest.mark.parametrize("target", ["macs", "params", "bytes", "filters"])
+    @pytest.mark.parametrize("budget", [0.5, 0.25, 1e-3])
+    def test_a_fraction_is_told_to_be_a_sparsity(self, target, budget):
+        words = rf"`sparsity={1 - budget:g}`"
+        with pytest.raises(ValueError, match=words):
+            filterprune.prune(wrapped(), target=target, budget=budget)
+        with pytest.raises(ValueError, match=words):
+            FilterPruningCallback(PolynomialDecay(), target=target, budget=budget)
+
+    @pytest.mark.parametrize("target", ["macs", "params", "bytes", "filters"])
+    def test_one_that_the_model_meets_already_is_warned_of(self, target):
+        masked = wrapped()
+        words = r"Nothing is pruned: 'plain' has [\d,]+ .*budget of 1,000,000,000"
+        with pytest.warns(filterprune.PruningWarning, match=words):
+            assert filterprune.prune(masked, target=target, budget=1e9) == 0
+        callback = FilterPruningCallback(PolynomialDecay(), target=target, budget=1e9)
+        builders.compiled(masked)
+        with pytest.warns(filterprune.PruningWarning, match=words):
+            masked.fit(X, Y, verbose=0, callbacks=[callback])
+
+    def test_the_very_cost_of_the_model_is_no_mistake(self):
+        masked = wrapped()
+        cost = filterprune.analyze(masked).before.macs
+        assert filterprune.prune(masked, target="macs", budget=cost) == 0

@@ -1,5 +1,6 @@
 """What compact promises: exact, plain, whole, and plain words where it cannot."""
 
+import builders
 import keras
 import numpy as np
 import pytest
@@ -310,3 +311,11 @@ class TestVerification:
         message = r"rule of `scale` \(Scale\).*second"
         with pytest.raises(filterprune.VerificationError, match=message):
             filterprune.compact(masked)
+
+
+def test_a_model_of_which_nothing_was_pruned_is_warned_of():
+    masked = filterprune.wrap_model(builders.build("plain"))
+    words = "No gate of 'plain' is closed.*Prune first"
+    with pytest.warns(filterprune.PruningWarning, match=words):
+        small = filterprune.compact(masked)
+    assert small.count_params() == builders.build("plain").count_params()

@@ -141,3 +141,19 @@ def test_half_the_filters_of_a_stack_leave_a_quarter_of_its_cost():
     found = filterprune.analyze(masked).layers
     macs = [layer.after.macs / layer.before.macs for layer in found]
     np.testing.assert_allclose(macs, [0.5, 0.25, 0.25, 0.25, 0.25, 0.5])
+
+
+def test_a_nested_model_keeps_the_sizes_that_it_knows():
+    """An open size around it is no reason to lose them: its MACs would go with them."""
+    image = keras.Input((16, 16, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(image)
+    inner = keras.Model(image, layers.Conv2D(4, 3, name="second")(x), name="inner")
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(inner(inputs))
+    masked = filterprune.wrap_model(keras.Model(inputs, layers.Dense(2)(x)))
+    filterprune.prune(masked, 0.5)
+    small = filterprune.compact(masked)
+    report = filterprune.analyze(masked)
+    assert report.before.macs > 2 * report.after.macs > 10_000
+    assert filterprune.analyze(small).before == report.after
+    assert small.get_layer("inner").input_shape == (None, 16, 16, 3)

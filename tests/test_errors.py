@@ -1,5 +1,7 @@
 """What is wrong is refused with words that say what to do, and changes nothing."""
 
+import inspect
+
 import builders
 import keras
 import numpy as np
@@ -102,19 +104,41 @@ def test_wrapped_already_inside_a_nested_model():
         filterprune.wrap_model(model)
 
 
+WRAPS = {"wrap_model": filterprune.wrap_model, "clone_model": builders.clone}
+
+
+@pytest.mark.parametrize("way", WRAPS)
 @pytest.mark.parametrize(
     "function",
     [FUNCTIONS["prune"], fit],
     ids=["prune", "fit"],
 )
-def test_nothing_can_be_pruned(function):
-    model = builders.clone(builders.mlp(4, 3))
-    with pytest.raises(ValueError, match=r"'mlp'.*reaches the output `d0`"):
+def test_nothing_can_be_pruned(function, way):
+    """The reason, and not that the model is to be wrapped: it was."""
+    model = WRAPS[way](builders.mlp(4, 3))
+    with pytest.raises(ValueError, match=r"'mlp'.*`d0`: reaches the output") as info:
         function(model)
+    assert "Wrap it" not in str(info.value)
+
+
+def test_wrapping_says_that_nothing_can_be_pruned():
+    words = r"'mlp' can be pruned: `d0`: reaches the output `d0`"
+    with pytest.warns(filterprune.PruningWarning, match=words) as caught:
+        masked = filterprune.wrap_model(builders.mlp(4, 3))
+    found = [w for w in caught if w.category is filterprune.PruningWarning]
+    assert [w.filename for w in found] == [__file__]
+    with pytest.raises(ValueError, match="Nothing in the model 'mlp'"):
+        filterprune.compact(masked)
+
+
+def test_a_model_that_was_not_wrapped_is_to_be_wrapped():
+    with pytest.raises(ValueError, match="Wrap it first"):
+        filterprune.compact(builders.plain())
 
 
 def test_nothing_can_be_pruned_once_all_is_excluded():
-    model = filterprune.wrap_model(builders.plain(), exclude=lambda layer: True)
+    with pytest.warns(filterprune.PruningWarning, match="is excluded"):
+        model = filterprune.wrap_model(builders.plain(), exclude=lambda layer: True)
     with pytest.raises(ValueError, match=r"gates.*none|Nothing.*can be pruned"):
         filterprune.prune(model, 0.5)
 
@@ -146,6 +170,8 @@ LIMITS = [
     ({"scope": None}, r"scope.*None"),
     ({"min_filters": 0}, r"min_filters.*at least 1.*0"),
     ({"min_filters": 1.5}, r"min_filters.*integer.*1.5"),
+    ({"min_filters": 1.0}, r"min_filters.*integer.*1.0"),
+    ({"min_filters": True}, r"min_filters.*integer.*True"),
     ({"round_to": 0}, r"round_to.*at least 1.*0"),
     ({"round_to": -8}, r"round_to.*at least 1.*-8"),
     ({"round_to": 2.5}, r"round_to.*integer.*2.5"),
@@ -264,3 +290,42 @@ def test_a_rule_for_no_layer(wrong):
 def test_wrap_of_no_layer(wrong):
     with pytest.raises(TypeError, match=r"layer"):
         filterprune.wrap(wrong)
+
+
+def _warn_while_pruning(masked, tmp_path):
+    filterprune.prune(masked, 0.999, min_filters=4)
+
+
+def _warn_while_compacting(masked, tmp_path):
+    filterprune.compact(masked)
+
+
+def _warn_while_fitting(masked, tmp_path):
+    x, y = builders.digits(32)
+    callback = FilterPruningCallback(PolynomialDecay(end_step=99))
+    builders.compiled(masked).fit(x, y, verbose=0, callbacks=[callback])
+
+
+def _warn_while_recalibrating(masked, tmp_path):
+    filterprune.recalibrate(builders.mlp(4, 3), np.zeros((8, 4)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        _warn_while_pruning,
+        _warn_while_compacting,
+        _warn_while_fitting,
+        _warn_while_recalibrating,
+    ],
+)
+def test_warnings_point_at_the_line_of_the_user(function, tmp_path):
+    """Through our own frames and those of Keras, however many there are."""
+    first = function.__code__.co_firstlineno
+    with pytest.warns(filterprune.PruningWarning) as caught:
+        function(masked(), tmp_path)
+    lines, _ = inspect.getsourcelines(function)
+    for warning in caught:
+        if warning.category is filterprune.PruningWarning:
+            assert warning.filename == __file__
+            assert first < warning.lineno < first + len(lines)

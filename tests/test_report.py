@@ -225,3 +225,65 @@ class TestPrinted:
     def test_names_with_square_brackets_are_not_markup(self):
         model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="a[red]b")])
         assert "a[red]b" in str(filterprune.analyze(model))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Hidden(layers.Layer):
+    """A composite layer that nobody has declared: its MACs are not known."""
+
+    def build(self, shape):
+        self.inner = layers.Dense(shape[-1])
+        self.inner.build(shape)
+
+    def call(self, x):
+        return keras.ops.flip(self.inner(x), axis=-1)
+
+
+class TestNotCounted:
+    """What cannot be looked into is no zero in the costs."""
+
+    @pytest.fixture
+    def model(self):
+        inputs = keras.Input((8, 8, 3))
+        x = layers.Conv2D(8, 3, name="seen")(inputs)
+        x = layers.Conv2D(4, 1, name="counted")(Hidden(name="hidden")(x))
+        x = layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x))
+        return keras.Model(inputs, x, name="partly")
+
+    def test_it_is_named(self, model):
+        report = filterprune.analyze(model)
+        assert report.uncounted == ("hidden",)
+        counted = {layer.name: layer.counted for layer in report.layers}
+        assert counted == {
+            "seen": True,
+            "hidden": False,
+            "counted": True,
+            "head": True,
+        }
+
+    def test_every_form_of_the_report_says_so(self, model):
+        report = filterprune.analyze(model)
+        text = " ".join(str(report).split())
+        assert "hidden 72 not counted 288" in text
+        assert f"at least {report.before.macs:,}" in text
+        assert "MACs are not counted in `hidden`" in text
+        for page in (report.to_html(), report._repr_html_()):
+            assert "MACs are not counted in `hidden`" in page
+            assert page.count(">not counted<") == 1
+        assert "not all are counted" in report.to_html()
+        rows = {row["layer"]: row for row in report.rows()}
+        assert rows["hidden"]["macs"] is rows["hidden"]["macs_after"] is None
+        assert rows["hidden"]["params"] == 72
+        assert report.to_dict()["uncounted"] == ["hidden"]
+
+    def test_fractions_of_macs_are_warned_of(self, model):
+        masked = filterprune.wrap_model(model)
+        words = "`hidden` are not counted"
+        with pytest.warns(filterprune.PruningWarning, match=words):
+            filterprune.prune(masked, 0.1, target="macs")
+        filterprune.prune(masked, 0.2)  # of the filters: nothing to say
+
+    def test_layers_that_multiply_nothing_are_no_gap(self):
+        report = filterprune.analyze(build("plain"))
+        assert report.uncounted == ()
+        assert "not counted" not in str(report) + report.to_html()

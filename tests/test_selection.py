@@ -281,3 +281,41 @@ def test_both_ways_of_wrapping_prune_the_same(wrapper):
     found = closed(masked)
     for path, gates in closed(expected).items():
         assert found[path] == gates
+
+
+@pytest.mark.filterwarnings("ignore:A sparsity of")
+class TestRelativeFloor:
+    """`min_filters` as a fraction of each group."""
+
+    @pytest.mark.parametrize("scope", ["global", "layer"])
+    def test_it_is_rounded_up(self, scope):
+        masked = wrapped("plain")  # 8, 16 and 16 filters
+        filterprune.prune(masked, 0.999, scope=scope, min_filters=0.3)
+        found = [g.alive for g in filterprune.analyze(masked).prunable]
+        assert found == [3, 5, 5]
+
+    def test_overrides_have_their_own(self):
+        masked = wrapped("plain")
+        overrides = {"conv1": {"min_filters": 0.5}, "conv2": {"min_filters": 7}}
+        filterprune.prune(masked, 0.999, overrides=overrides)
+        found = [g.alive for g in filterprune.analyze(masked).prunable]
+        assert found == [4, 7, 1]
+
+    @pytest.mark.parametrize("criterion", ["l1", "group", "random"])
+    @pytest.mark.parametrize("width", [3, 8, 16, 32, 64])
+    def test_no_default_takes_a_residual_stream_to_one_channel(self, width, criterion):
+        inputs = keras.Input((6, 8))
+        x = layers.Dense(width, name="stem")(inputs)
+        y = layers.Dense(64, activation="relu")(x)
+        x = layers.LayerNormalization()(x + layers.Dense(width)(y))
+        masked = filterprune.wrap_model(keras.Model(inputs, layers.Dense(3)(x)))
+        filterprune.prune(masked, 0.95, criterion=criterion)
+        (stream,) = [
+            g for g in filterprune.analyze(masked).prunable if "stem" in g.layers
+        ]
+        assert stream.alive >= max(2, width / 20)
+
+    def test_one_channel_is_left_where_that_is_asked_for(self):
+        masked = wrapped("residual")
+        filterprune.prune(masked, 0.999, min_filters=1)
+        assert {g.alive for g in filterprune.analyze(masked).prunable} == {1}

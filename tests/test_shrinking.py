@@ -189,7 +189,8 @@ class TestEarlyStopping:
             )
         )
         stop = self.stop(patience=2, restore_best_weights=True)
-        small, history = shrink(net(), [note, stop], epochs=9)
+        with pytest.warns(filterprune.PruningWarning, match="restores .* epoch 1"):
+            small, history = shrink(net(), [note, stop], epochs=9)
         assert len(history.epoch) == 3
         assert np.abs(seen[0] - seen[2]).max() > 1e-3
         assert_close(small.predict(X[:8], verbose=0), seen[0], rtol=1e-4, atol=1e-5)

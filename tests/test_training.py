@@ -143,7 +143,8 @@ def test_restored_best_weights_come_with_their_gates():
             (builders.closed(masked), [to_numpy(w).copy() for w in masked.weights])
         )
     )
-    history = fit(masked, epochs=4, callbacks=[note, stop])
+    with pytest.warns(filterprune.PruningWarning, match="restores .* epoch 1"):
+        history = fit(masked, epochs=4, callbacks=[note, stop])
     assert len(history["sparsity"]) == 3  # stopped
     gates, weights = seen[0]
     assert builders.closed(masked) == gates != seen[-1][0]
@@ -228,6 +229,57 @@ def test_the_compact_model_trains_on_as_the_masked_one_does(name):
         assert apart.mean() < (4e-3 if name == "lion" else 2e-5)
         if name in ("sgd", "nesterov", "adam"):
             assert apart.max() < 2e-3
+
+
+SCALED = {
+    "adam": lambda: keras.optimizers.Adam(1e-3),
+    "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "accumulated": lambda: keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2),
+    "lion": lambda: keras.optimizers.Lion(1e-3),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_state_of_loss_scaling_comes_along(name, tmp_path, recwarn):
+    """The scale, its counter and the inner optimizer's state, and into a file."""
+    scaled = keras.optimizers.LossScaleOptimizer(
+        SCALED[name](), initial_scale=1024.0, dynamic_growth_steps=5
+    )
+    masked = net(optimizer=scaled)
+    fit(masked)
+    small = filterprune.compact(masked)
+    assert len(small.optimizer.variables) == len(masked.optimizer.variables)
+    assert to_numpy(masked.optimizer.dynamic_scale) == 8 * 1024
+    for state in ("dynamic_scale", "step_counter", "iterations"):
+        old, new = (to_numpy(getattr(m.optimizer, state)) for m in (masked, small))
+        assert old == new, state
+    small.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    assert not [w for w in recwarn if "optimizer" in str(w.message)]
+    for old, new in zip(
+        small.optimizer.variables, loaded.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(to_numpy(old), to_numpy(new))
+
+
+@pytest.mark.parametrize("first", ["mixed_float16", "float32"])
+def test_loss_scaling_follows_the_model_and_not_the_policy(first):
+    """`auto_scale_loss` scales by the policy at the time: ours may be another."""
+    keras.config.set_dtype_policy(first)
+    try:
+        masked = net()
+        masked.train_on_batch(X[:BATCH], Y[:BATCH])
+        keras.config.set_dtype_policy(
+            {"float32": "mixed_float16"}.get(first, "float32")
+        )
+        filterprune.prune(masked, 0.5)
+        small = filterprune.compact(masked)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert type(small.optimizer) is type(masked.optimizer)
+    assert len(small.optimizer.variables) == len(masked.optimizer.variables)
+    small.train_on_batch(X[:BATCH], Y[:BATCH])
+    assert int(to_numpy(small.optimizer.iterations)) == 2
 
 
 @pytest.mark.parametrize("name", ["adafactor", "muon"])

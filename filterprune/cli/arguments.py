@@ -96,6 +96,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def floor(text: str) -> int | float:
+    """An integer above 0, or a fraction between 0 and 1."""
+    value = int(text) if text.isdecimal() else _number(text)
+    if not 0 < value < 1 and not (isinstance(value, int) and value >= 1):
+        raise argparse.ArgumentTypeError(
+            "expected an integer of at least 1, or a fraction between 0 and 1, "
+            f"received {text!r}"
+        )
+    return value
+
+
 def positive(text: str) -> float:
     """A number above 0, such as `5e8`."""
     value = _number(text)

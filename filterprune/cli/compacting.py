@@ -8,6 +8,7 @@ from filterprune.cli.output import Failed, Output, refusing
 from filterprune.compaction import compact
 from filterprune.errors import VerificationError
 from filterprune.report import analyze
+from filterprune.reporting.text import not_counted
 from filterprune.verification import compare
 
 
@@ -68,18 +69,22 @@ def finish(out: Output, args, masked, before, save_masked=None, **figures) -> No
         except VerificationError as error:
             raise Failed(f"{error} Nothing was written.") from error
         found = compare(masked, small)
-        after = analyze(small).before
+        report = analyze(small)
+        after = report.before
     size = models.size_of(args.model)
     if save_masked:
         models.save(masked, save_masked, args.overwrite)
     sizes = size, models.save(small, args.output, args.overwrite)
+    macs = "MACs (not all are counted)" if report.uncounted else "MACs"
     rows = [
         _row("parameters", before.params, after.params, "fewer"),
-        _row("MACs", before.macs, after.macs, "fewer"),
+        _row(macs, before.macs, after.macs, "fewer"),
         _row("bytes of weights", before.bytes, after.bytes, "smaller"),
         _row("bytes of the file", *sizes, "smaller"),
     ]
     out.table(f"'{masked.name}'", ("", ">before", ">after", ">change"), rows)
+    if report.uncounted:
+        out.say(not_counted(report))
     out.say(
         f"Largest difference from the model with gates: {found.difference:.1e} of the "
         f"largest output (allowed: {found.tolerance:.0e})"
@@ -91,6 +96,7 @@ def finish(out: Output, args, masked, before, save_masked=None, **figures) -> No
         output=args.output,
         **figures,
         before={**dataclasses.asdict(before), "file_bytes": sizes[0]},
+        uncounted=list(report.uncounted),
         after={**dataclasses.asdict(after), "file_bytes": sizes[1]},
         verification=dataclasses.asdict(found),
     )

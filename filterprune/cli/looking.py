@@ -5,6 +5,7 @@ import dataclasses
 from filterprune.cli import models
 from filterprune.cli.arguments import add_json, add_model, add_output, add_verb
 from filterprune.cli.output import Output, refusing
+from filterprune.reporting.text import cells, not_counted
 
 
 def add_verbs(verbs) -> None:
@@ -64,12 +65,14 @@ def _inspect(args) -> int:
     if report.barriers:
         rows = [(barrier,) for barrier in report.barriers]
         out.table("Not understood, and kept as it is", ("what, and why",), rows)
-    rows = [(layer.name, *_costs(layer)) for layer in report.layers]
+    rows = [(layer.name, *cells(layer, " -> ")) for layer in report.layers]
     out.table(
         "Cost",
         ("layer", ">parameters", ">MACs", ">bytes"),
-        [*rows, ("total", *_costs(report))],
+        [*rows, ("total", *cells(report, " -> "))],
     )
+    if report.uncounted:
+        out.say(not_counted(report))
     if args.json:
         out.figures(file=args.model, file_bytes=size, **report.to_dict())
     return 0
@@ -106,12 +109,3 @@ def _analyze(out: Output, args):
 def _prunable(group) -> str:
     text = "yes" if group.prunable else f"no: {group.reason}"
     return text + "".join(f"; some stay: {reason}" for reason in group.stays)
-
-
-def _costs(part) -> list[str]:
-    """What it costs, and what that becomes if it is something else."""
-    cells = []
-    for name in ("params", "macs", "bytes"):
-        old, new = getattr(part.before, name), getattr(part.after, name)
-        cells.append(f"{old:,}" if old == new else f"{old:,} -> {new:,}")
-    return cells

@@ -13,6 +13,7 @@ from filterprune.cli.arguments import (
     add_output,
     add_verb,
     count,
+    floor,
     fraction,
     positive,
     share,
@@ -142,10 +143,11 @@ def _add_selection(parser) -> None:
     )
     choice.add_argument(
         "--min-filters",
-        type=count,
+        type=floor,
         default=_DEFAULTS["min_filters"],
         metavar="N",
-        help="channels that every group keeps at least (default: %(default)s)",
+        help="channels that every group keeps at least: a number, or a fraction of "
+        "the group such as 0.1 (default: %(default)s)",
     )
     choice.add_argument(
         "--max-sparsity",

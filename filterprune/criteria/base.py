@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from filterprune.slots import Slots
+from filterprune.suggestions import did_you_mean
 
 
 def sums_above(scores: np.ndarray) -> np.ndarray:
@@ -88,12 +89,14 @@ class Criterion:
         if self.normalization not in (None, *NORMALIZATIONS):
             raise ValueError(
                 f"Expected `normalization` to be one of {[*NORMALIZATIONS, None]}. "
-                f"Received: normalization={self.normalization!r}"
+                f"Received: normalization={self.normalization!r}."
+                + did_you_mean(self.normalization, NORMALIZATIONS)
             )
         if self.reduction not in REDUCTIONS:
             raise ValueError(
                 f"Expected `reduction` to be one of {[*REDUCTIONS]}. "
-                f"Received: reduction={self.reduction!r}"
+                f"Received: reduction={self.reduction!r}."
+                + did_you_mean(self.reduction, REDUCTIONS)
             )
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -277,7 +280,8 @@ def with_data(name: str, data, **options) -> Criterion:
     if name not in names(needs_data=True):
         raise ValueError(
             f"Expected the name of a criterion that looks at data, one of "
-            f"{names(needs_data=True)}. Received: {name!r}"
+            f"{names(needs_data=True)}. Received: {name!r}."
+            + did_you_mean(name, names(needs_data=True), "criterion")
         )
     return _REGISTERED[name](data, **options)
 
@@ -314,5 +318,6 @@ def get(criterion) -> Criterion:
         return KernelCriterion(criterion)
     raise ValueError(
         f"Expected `criterion` to be one of {names(needs_data=False)}, a function or a "
-        f"`filterprune.Criterion`. Received: criterion={criterion!r}"
+        f"`filterprune.Criterion`. Received: criterion={criterion!r}."
+        + did_you_mean(criterion, names(), "criterion")
     )

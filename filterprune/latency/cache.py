@@ -7,12 +7,11 @@ import os
 import pathlib
 import platform
 import tempfile
-import warnings
 from typing import Any
 
 import keras
 
-from filterprune.errors import PruningWarning
+from filterprune.errors import warn
 from filterprune.latency.running import devices
 
 # What changes how fast operations are, from outside.
@@ -102,9 +101,7 @@ class Cache:
         except OSError as error:
             if temporary is not None and os.path.exists(temporary):
                 os.remove(temporary)
-            warnings.warn(
+            warn(
                 f"What was measured cannot be kept in {self.path}: {error} It will be "
-                "measured again; pass a `cache_dir` that can be written to.",
-                PruningWarning,
-                stacklevel=4,
+                "measured again; pass a `cache_dir` that can be written to."
             )

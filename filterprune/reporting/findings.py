@@ -1,6 +1,7 @@
 """From an analysis to the parts of a report."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -72,7 +73,10 @@ def node_parts(
 
 
 def layer_parts(
-    nodes: tuple[NodeReport, ...], before: dict[str, Cost], after: dict[str, Cost]
+    nodes: tuple[NodeReport, ...],
+    before: dict[str, Cost],
+    after: dict[str, Cost],
+    uncounted: Collection[str],
 ) -> tuple[LayerReport, ...]:
     """A `LayerReport` for each layer with weights, in graph order."""
     first = {node.name: node for node in reversed(nodes)}
@@ -85,6 +89,7 @@ def layer_parts(
             first[name].width,
             first[name].width_after,
             first[name].makes,
+            name not in uncounted,
         )
         for name in before
     )

@@ -6,7 +6,7 @@ from html import escape
 
 from filterprune.reporting.drawing import draw
 from filterprune.reporting.parts import removed
-from filterprune.reporting.text import FIGURES, change
+from filterprune.reporting.text import FIGURES, cells, change, not_counted
 
 UNITS = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
 
@@ -25,7 +25,7 @@ def render(report) -> str:
         lead=_lead(report),
         cards="\n".join(_cards(report)),
         graph=draw(report.nodes),
-        layers=_layers(report, sortable=True),
+        layers=_layers(report, sortable=True) + _note(report),
         groups=_groups(report),
         barriers=barriers,
     )
@@ -36,6 +36,7 @@ def tables(report) -> str:
     parts = [
         f"<p><b>{escape(report.model_name)}</b>: {_lead(report)}</p>",
         f"<p>{'; '.join(_totals(report))}</p>",
+        _note(report),
         f"<details open><summary>Groups</summary>{_groups(report)}</details>",
         f"<details><summary>Layers</summary>{_layers(report)}</details>",
     ]
@@ -51,10 +52,13 @@ def _lead(report) -> str:
 
 
 def _totals(report) -> list[str]:
-    return [
-        f"{change(getattr(report.before, name), getattr(report.after, name))} {unit}"
-        for name, unit in UNITS.items()
-    ]
+    texts = zip(cells(report), UNITS.values(), strict=True)
+    return [f"{text} {unit}" for text, unit in texts]
+
+
+def _note(report) -> str:
+    """Whose MACs are not counted, as a paragraph; empty if all are."""
+    return f"<p>{escape(not_counted(report))}</p>" if report.uncounted else ""
 
 
 def _cards(report):
@@ -62,6 +66,8 @@ def _cards(report):
         old, new = getattr(report.before, name), getattr(report.after, name)
         large = f"{old / new:.2f}\u00d7 fewer" if 0 < new < old else f"{old:,}"
         small = f"{unit}: {change(old, new)}" if new < old else unit
+        if name == "macs" and report.uncounted:
+            small += ", not all are counted"
         yield _card(large, small)
     size = sum(group.filters for group in report.prunable)
     alive = sum(group.filters * group.alive // group.size for group in report.prunable)
@@ -82,16 +88,16 @@ def _layers(report, sortable: bool = False) -> str:
     for layer in report.layers:
         gone = removed(layer.width, layer.width_after)
         width = "" if layer.width is None else change(layer.width, layer.width_after)
-        cells = [
+        row = [
             _cell(layer.name, "name"),
             _cell(layer.kind, "wide"),
             _cell(width, "n", layer.width or 0),
             _cell(f"{gone:.0%}" if gone else "", "n bar", gone),
         ]
-        for name, style in zip(FIGURES, ("n", "n wide", "n wide")):
-            old, new = getattr(layer.before, name), getattr(layer.after, name)
-            cells.append(_cell(change(old, new), style, old))
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        costs = zip(FIGURES, cells(layer), ("n", "n wide", "n wide"), strict=True)
+        for name, text, style in costs:
+            row.append(_cell(text, style, getattr(layer.before, name)))
+        rows.append(f"<tr>{''.join(row)}</tr>")
     return _table(heads, rows, sortable)
 
 

@@ -48,6 +48,8 @@ class LayerReport:
             compacted; `None` where channels cannot be told apart.
         makes: whether it makes channels, as a convolution does, or passes them
             on, as a normalisation does.
+        counted: whether its MACs are counted. They are not, and 0 in `before` and
+            `after`, where the layer cannot be looked into.
     """
 
     name: str
@@ -57,6 +59,7 @@ class LayerReport:
     width: int | None = None
     width_after: int | None = None
     makes: bool = False
+    counted: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ def to_dict(report) -> dict[str, Any]:
         "layers": [_plain(layer) for layer in report.layers],
         "nodes": [_plain(node) for node in report.nodes],
         "barriers": list(report.barriers),
+        "uncounted": list(report.uncounted),
     }
 
 
@@ -45,6 +46,8 @@ def _row(report, layer) -> dict[str, Any]:
     }
     for figure in FIGURES:
         row |= _figures(figure, layer.before, layer.after)
+    if not layer.counted:
+        row |= {"macs": None, "macs_after": None}
     return row
 
 

@@ -2,8 +2,6 @@
 
 import io
 
-from filterprune.cost import Cost
-
 FIGURES = ("params", "macs", "bytes")
 
 
@@ -22,6 +20,7 @@ def tables(report):
     """The tables of a report, for `rich`: groups, what is not understood, cost."""
     from rich import box
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     groups = Table(
@@ -55,10 +54,12 @@ def tables(report):
     for name in ("params", "MACs", "bytes"):
         costs.add_column(name, justify="right", no_wrap=True)
     for layer in report.layers:
-        costs.add_row(escape(layer.name), *_cells(layer.before, layer.after))
+        costs.add_row(escape(layer.name), *cells(layer))
     costs.add_section()
-    costs.add_row("total", *_cells(report.before, report.after))
+    costs.add_row("total", *cells(report))
     yield costs
+    if report.uncounted:
+        yield Padding(escape(not_counted(report)), (0, 2))
 
 
 def words(group) -> str:
@@ -67,10 +68,35 @@ def words(group) -> str:
     return text + "".join(f"; some stay: {reason}" for reason in group.stays)
 
 
-def change(old, new) -> str:
+def change(old, new, arrow: str = " \u2192 ") -> str:
     """A figure, and what it becomes if that is something else."""
-    return f"{old:,}" if old == new else f"{old:,} \u2192 {new:,}"
+    return f"{old:,}" if old == new else f"{old:,}{arrow}{new:,}"
 
 
-def _cells(before: Cost, after: Cost) -> list[str]:
-    return [change(getattr(before, name), getattr(after, name)) for name in FIGURES]
+def cells(part, arrow: str = " \u2192 ") -> list[str]:
+    """What a layer costs, or a whole report, each figure of `FIGURES`.
+
+    Args:
+        part: a `LayerReport` or a `Report`.
+        arrow: what stands between a figure and what it becomes.
+    """
+    figures = [(getattr(part.before, n), getattr(part.after, n)) for n in FIGURES]
+    texts = dict(zip(FIGURES, (change(*pair, arrow) for pair in figures), strict=True))
+    if not getattr(part, "counted", True):
+        texts["macs"] = "not counted"
+    elif getattr(part, "uncounted", ()):
+        texts["macs"] = f"at least {texts['macs']}"
+    return list(texts.values())
+
+
+def not_counted(report) -> str:
+    """Whose MACs are not counted, in a sentence; empty if all are."""
+    names = [f"`{name}`" for name in report.uncounted[:5]]
+    more = len(report.uncounted) - len(names)
+    listed = ", ".join(names) + (f" and {more} more" if more else "")
+    return (
+        f"MACs are not counted in {listed}: filterprune cannot look into "
+        + ("this layer." if len(report.uncounted) == 1 else "these layers.")
+        if names
+        else ""
+    )

@@ -224,3 +224,34 @@ def test_a_module_that_cannot_be_imported(run, own):
         assert found.code == 2 and found.complaint.startswith(
             f"filterprune: error: cannot import {name}: "
         )
+
+
+def test_a_floor_is_a_number_or_a_fraction(run, tmp_path):
+    path = tmp_path / "a.keras"
+    options = ("--remove", 0.95, "--min-filters", 0.5)
+    assert run("prune", "full.keras", "-o", path, *options).code == 0
+    widths = [keras.saving.load_model(path).get_layer(n) for n in ("stem", "inner")]
+    assert [layer.filters for layer in widths] == [4, 6]
+    for wrong in (0, 1.5, -2, "few"):
+        found = run("prune", "full.keras", "-o", path, "--min-filters", wrong)
+        assert found.code == 2
+        assert f"fraction between 0 and 1, received '{wrong}'" in found.err or (
+            wrong == "few" and "expected a number" in found.err
+        )
+
+
+def test_a_budget_that_is_met_already_is_said(run, tmp_path):
+    options = ("--target", "macs", "--budget", "1e12")
+    found = run("prune", "full.keras", "-o", tmp_path / "a.keras", *options)
+    assert found.code == 0
+    assert "warning: Nothing is pruned: " in found.err
+    assert "warning: No gate of" in found.err
+
+
+def test_a_budget_that_is_a_fraction_is_refused(run, tmp_path):
+    options = ("--target", "macs", "--budget", 0.25)
+    found = run("prune", "full.keras", "-o", tmp_path / "a.keras", *options)
+    assert found.code == 2
+    assert "`sparsity=0.75`" in found.err
+    assert "--remove" in found.err
+    assert not (tmp_path / "a.keras").exists()
