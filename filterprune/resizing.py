@@ -6,7 +6,7 @@ import numpy as np
 from filterprune.channels.calls import Binding, Call
 from filterprune.channels.groups import Analysis
 from filterprune.channels.survivors import Survivors
-from filterprune.channels.trace import copy_operation, is_layer
+from filterprune.channels.trace import copy_object, copy_operation, is_layer
 from filterprune.rebuilding import Rebuilder, copy_layer
 
 
@@ -52,6 +52,10 @@ class Resizer:
         if getattr(op, "is_added", False):
             return None
         changes.update(self._changes(call))
+        if binding is not None and binding.whole:
+            new = copy_object(call.op)
+            new.name = op.name
+            return new
         if op is not call.op:
             changes["name"] = op.name
         return copy_layer(call.op, **changes)

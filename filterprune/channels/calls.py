@@ -272,6 +272,7 @@ class Binding:
             (a function of it, or `None` for nothing); `None` for nothing ever.
         scales: for each weight's name a function of `survivors` that gives by
             what its surviving part is multiplied.
+        whole: whether the layer is copied as it is also where channels go.
     """
 
     layer: Any
@@ -282,6 +283,7 @@ class Binding:
     rewrite: Callable | None = None
     after: Callable | None = None
     scales: dict[str, Callable] = dataclasses.field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclasses.dataclass(eq=False, repr=False)

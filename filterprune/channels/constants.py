@@ -1,6 +1,8 @@
 """What real operations make of constants: the values of dead channels."""
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -10,10 +12,10 @@ from filterprune.channels.labels import Channels
 # What stands for "some constant, not zero" while weights may still change.
 GENERIC = 0.5772156649
 
-# What to take, one after another, for the size of a map that the model leaves
-# open. Of zeros a single position tells all, if the layer takes so few; what is
-# uneven on a small map is so on a large one, and what is even is tried again.
-UNKNOWN_SIZES = (1, 16, 64)
+# Sizes for the axes of a map that the model leaves open: odd, prime and not square
+# as long as the layer takes them, and two of these tell enough of a layer whose rule
+# says that sizes do not matter.
+_OPEN_SIZES = ((5, 7, 3), (13, 11, 5), (32, 48, 16), (96, 64, 32))
 
 
 def spread(vector: np.ndarray, ndim: int, axis: int) -> np.ndarray:
@@ -87,30 +89,54 @@ def any_weights(layer) -> list[tuple]:
 
 
 def run_constant_map(
-    call, x, vector, axis, to, repeat, elementwise, weights=()
+    call, x, vector, axis, to, repeat, elementwise, even, weights=()
 ) -> np.ndarray:
-    """What the real layer makes of channels that are constant over the map."""
-    if np.isnan(vector).all():
-        return np.full(vector.size * repeat, np.nan)
-    rows = np.zeros((1, vector.size * repeat))
-    zeros = not (vector[~np.isnan(vector)] != 0).any()
-    for size in UNKNOWN_SIZES if zeros else UNKNOWN_SIZES[1:]:
-        shape = [1 if elementwise else size] * x.ndim
-        if not elementwise:
-            shape = [size if n is None else n for n in x.shape]
-        shape[0], shape[axis] = 1, vector.size
+    """What the real layer makes of channels that are constant over the map.
+
+    A map of known size tells all by being run. Where sizes are open, nothing is
+    known of a layer whose rule does not say that it is `even`.
+
+    Returns:
+        One value for each channel made, NaN where several come out, or where
+        another size would give another one.
+    """
+    unknown = np.repeat(np.isnan(vector), repeat)
+    found: list[np.ndarray] = []
+    for shape in _shapes(x, axis, vector.size, elementwise, even):
+        if unknown.all() or len(found) == 2:
+            break
         try:
             rows = _run_map(call, x, vector, axis, to, shape, weights)
-        except Exception:
-            if size == UNKNOWN_SIZES[-1]:
-                raise
+        except Exception:  # too small, for one
             continue
-        if elementwise or zeros or None not in x.shape[1:]:
-            break
-        if not _is_even(rows).all():
-            break
-    unknown = np.repeat(np.isnan(vector), repeat)
-    return np.where(_is_even(rows) & ~unknown, rows[0], np.nan)
+        found.append(np.where(_is_even(rows), rows[0], np.nan))
+    if not found:
+        return np.full(unknown.shape, np.nan)
+    alike = _is_even(np.stack(found))
+    return np.where(alike & ~unknown, found[0], np.nan)
+
+
+def _shapes(x, axis, count, elementwise, even) -> Iterator[list[int]]:
+    """Shapes of a map on which to run a layer."""
+    if elementwise:
+        shapes = [[1] * x.ndim]
+    elif None not in x.shape[1:]:
+        shapes = [list(x.shape)] * 2
+    else:
+        shapes = [[1, *shape] for shape in open_shapes(x.shape)] if even else []
+    for batch, shape in enumerate(shapes, 1):
+        shape = list(shape)
+        shape[0], shape[axis] = batch, count
+        yield shape
+
+
+def open_shapes(shape) -> list[tuple[int, ...]]:
+    """Shapes of a sample to try for one of which sizes are open."""
+    found = []
+    for sizes in _OPEN_SIZES:
+        given = itertools.cycle(sizes)
+        found.append(tuple(next(given) if n is None else n for n in shape[1:]))
+    return found
 
 
 def _run_map(call, x, vector, axis, to, shape, weights) -> np.ndarray:

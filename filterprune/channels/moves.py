@@ -19,7 +19,7 @@ def concatenate(xs, axis):
         for x in xs:
             table.tie_along(x.labels, axis)  # only to see that it is uniform
             table.tie(xs[0].labels, x.labels)
-        return lambda *arrays: np.broadcast_arrays(*arrays)[0]
+        return lambda *arrays: _in_common(np.broadcast_arrays(*arrays))
 
     def move(*arrays):
         others = np.broadcast_shapes(
@@ -34,6 +34,21 @@ def concatenate(xs, axis):
         )
 
     return move
+
+
+def _in_common(arrays) -> np.ndarray:
+    """Labels that are tied; values that are equal, unknown where they are not."""
+    first = np.asarray(arrays[0])
+    if first.dtype.kind != "f":
+        return first
+    return np.where(np.all([a == first for a in arrays], axis=0), first, np.nan)
+
+
+def where_equal(array: np.ndarray, fill: float) -> np.ndarray:
+    """What is left of values beside others that are `fill`; labels as they are."""
+    if array.dtype.kind != "f":
+        return array
+    return np.where(array == fill, array, np.nan)
 
 
 def full_shape(shape) -> tuple[int, ...]:
@@ -123,7 +138,10 @@ def _closed(array: np.ndarray, shape) -> np.ndarray:
     for axis, size in enumerate(shape):
         if size is None and array.shape[axis] != 1:
             first = np.take(array, [0], axis)
-            if not ((array == first) | (array != array)).all():
+            if array.dtype.kind == "f":  # values, and not labels
+                alike = (array == first).all(axis, keepdims=True)
+                first = np.where(alike, first, np.nan)
+            elif (array != first).any():
                 raise Ambiguous("channels differ along an axis of unknown size")
             array = first
     return array

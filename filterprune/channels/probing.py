@@ -1,31 +1,43 @@
 """Probing a layer that no rule is known for: is it channel-wise?
 
 A layer is taken to work on each channel alone only if that is proved by
-running it. Channels are changed in groups, two for each bit of their number, at
-several random points: if an output channel depended on another input channel,
-one of the groups would hold the one and not the other. Then a copy with half
-of the channels is built, by slicing weights and config, and must give half of
-the outputs. A layer that fails, or hides other layers, is a barrier.
+running it. Channels are changed in groups, two for each bit of their number: if an
+output channel depended on another input channel, one of the groups would hold the
+one and not the other. Then copies with fewer channels are made, as `compact` makes
+them, and must give those of the outputs. A layer that fails, or hides other layers,
+is a barrier.
 
-All of this is done with the weights that the layer has and with random ones: a
-gain that is zero when training starts hides what it will let through.
+All of this is done on samples of many scales and signs, with the weights that the
+layer has and with others: a gain that is zero when training starts hides what it
+will let through. Samples are run together once they are known not to see each other.
+A large map is probed at a smaller size, and then once at its own.
+
+What is run is a copy of the layer: a call may change more than variables.
 """
 
-import contextlib
 import dataclasses
-import functools
+import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 
+from filterprune.channels.constants import open_shapes
 from filterprune.channels.likeness import likeness, likeness_of_arguments
-from filterprune.channels.trace import Node, copy_object, parts_of, without_mask
+from filterprune.channels.trace import (
+    Node,
+    copy_object,
+    parts_of,
+    takes_training,
+    without_mask,
+)
 
-_POINTS = 3
-_OPEN = 6
-_MOST = 2**22  # elements: a larger tensor is not probed
+_SMALL = 2**13  # elements of a sample: a larger one is probed at another size first
+_MOST = 2**24  # elements: a larger tensor is not probed
+_SCALES = (1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
+_BATCHES = (1, 2, 5)
+_TRIES = 8  # of what is random, and may by chance come out otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,27 +50,19 @@ class Finding:
             in `layer.weights`) that axis.
         config: the names of the config entries that count channels.
         keeps_zero: whether zeros become zeros, whatever the weights.
+        whole: whether the layer takes fewer channels as it is, and cannot be made
+            from its config.
     """
 
     reason: str | None = None
     weights: tuple[tuple[int, int], ...] = ()
     config: tuple[str, ...] = ()
     keeps_zero: bool = False
+    whole: bool = False
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Trial:
-    """Inputs and weights to run a layer with.
-
-    Attributes:
-        point: an array for each input.
-        weights: an array for each weight; `None` for those that the layer has.
-        nan: whether outputs may be no numbers, as roots of negative weights are.
-    """
-
-    point: list
-    weights: list | None = None
-    nan: bool = False
+class _Refused(Exception):
+    """Raised where a layer is found not to be channel-wise, with the reason."""
 
 
 _FOUND: dict[tuple, Finding] = {}
@@ -85,10 +89,16 @@ def probe(layer, node: Node, axis: int, training: bool = False) -> Finding:
     key = (alike, weights, arguments, axis, training)
     known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
+        states = random.getstate(), np.random.get_state()
         try:
             known[key] = _probe(layer, node, axis, training)
+        except _Refused as refused:
+            known[key] = Finding(str(refused))
         except Exception as error:
             known[key] = Finding(f"it cannot be run on its own: {error}")
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
     return known[key]
 
 
@@ -107,159 +117,500 @@ def hidden_layers(layer) -> str | None:
 def _probe(layer, node, axis, training) -> Finding:
     hidden = hidden_layers(layer)
     if hidden is not None:
-        return Finding(hidden)
-    sizes = [
-        tuple(_OPEN if n is None else n for n in tensor.shape[1:])
-        for tensor in node.inputs
-    ]
-    if sum(np.prod(size) for size in sizes) > _MOST:
-        return Finding("it is too large to be probed")
-    rng = np.random.default_rng(0)
-    points = [
-        [rng.normal(0, scale, (2, *size)) for size in sizes]
-        for scale in np.geomspace(0.3, 3, _POINTS)
-    ]
-    trials = [_Trial(point) for point in points]
-    if layer.weights:
-        middle = points[_POINTS // 2]
-        trials += [
-            _Trial(middle, _values(layer, draw), nan=low < 0)
-            for low, draw in (
-                (0, lambda shape: rng.uniform(0.5, 1.5, shape)),
-                (-1, lambda shape: rng.uniform(-1.5, -0.5, shape)),
-                (-1, lambda shape: rng.normal(0, 1, shape)),
-            )
-        ]
-    count = points[0][0].shape[axis]
-    steady = _is_steady(layer, node, points[0])
-    if training and not steady:
-        return Finding("it is called in training mode, where it is random")
-    for mode in [False] + [True] * steady:
-        for trial in trials:
-            if not _is_channelwise(layer, node, trial, axis, rng, mode):
-                return Finding("it mixes channels")
-    keeps_zero = _keeps_zero(layer, node, points[0], rng)
-    return _without_half(layer, node, trials, axis, count, rng, keeps_zero)
+        raise _Refused(hidden)
+    subject = _Subject(copy_object(layer), node, axis)
+    shape = tuple(node.inputs[0].shape)
+    sizes = [shape[1:]]
+    if None in shape[1:]:
+        sizes = subject.accepted(open_shapes(shape), most=2)
+        if not sizes:
+            raise _Refused("it cannot be run on its own: no size fits")
+    elif np.prod(shape[1:]) > _SMALL:
+        smaller = subject.accepted([_shrunk(shape, axis)], most=1)
+        if smaller:
+            try:
+                found = _study(layer, subject, smaller[0], training)
+                return _confirm(layer, subject, sizes[0], found)
+            except _Refused:  # perhaps only because of the size
+                pass
+    if max(map(np.prod, sizes)) * len(node.inputs) > _MOST:
+        raise _Refused("it is too large to be probed")
+    first = _study(layer, subject, sizes[0], training)
+    for size in sizes[1:]:
+        first = _confirm(layer, subject, size, first)
+    return first
 
 
-def _values(layer, draw) -> list:
-    """Random values for a layer's weights; integers, such as indices, stay."""
-    return [
-        draw(tuple(weight.shape))
-        if "float" in weight.dtype
-        else keras.ops.convert_to_numpy(weight)
-        for weight in layer.weights
-    ]
-
-
-def _keeps_zero(layer, node, point, rng) -> bool:
-    zeros = [np.zeros_like(array) for array in point]
-    return not any(
-        _run(layer, node, zeros, _values(layer, draw)).any()
-        for draw in [lambda shape: rng.normal(1, 0.3, shape)] * 2
+def _shrunk(shape, axis) -> tuple[int, ...]:
+    """The shape of a sample with fewer positions."""
+    few = (5, 3, 2)
+    return tuple(
+        size if i == axis else min(size, few[min(i - 1, 2)])
+        for i, size in enumerate(shape)
+        if i
     )
 
 
-def _filled(node, arrays) -> tuple[tuple, dict]:
-    """The arguments of a call with arrays in place of its tensors."""
-    tensors = {
-        id(tensor): keras.ops.cast(array, tensor.dtype)
-        for tensor, array in zip(node.inputs, arrays, strict=True)
-    }
-    args, kwargs = node.fill(tensors)
-    return args, {key: value for key, value in kwargs.items() if key != "training"}
+class _Subject:
+    """A layer that is run on arrays, as it is called in the model.
+
+    Args:
+        layer: a copy of the user's layer, or one with fewer channels.
+        node: the call.
+        axis: the axis of channels.
+    """
+
+    def __init__(self, layer, node: Node, axis: int):
+        self.layer, self.node, self.axis = layer, node, axis
+        self.inputs = len(node.inputs)
+        self.batch = node.inputs[0].shape[0]
+        self.count = node.inputs[0].shape[axis]
+        self.modes = [False, True] if takes_training(layer) else [False]
+        exact = keras.config.floatx() == "float64" or "16" not in layer.compute_dtype
+        self.tolerance = 1e-4 if exact else 2e-2
+
+    def arguments(self, points) -> tuple[tuple, dict]:
+        """The arguments of the call with arrays in place of its tensors."""
+        tensors = {
+            id(tensor): keras.ops.cast(array, tensor.dtype)
+            for tensor, array in zip(self.node.inputs, points, strict=True)
+        }
+        args, kwargs = self.node.fill(tensors)
+        kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        return args, without_mask(self.layer, kwargs)
+
+    def run(self, points, weights=None, training=False, again=False) -> np.ndarray:
+        """The output for one array, of samples, for each input.
+
+        Args:
+            points: the arrays, `(samples, ...)`.
+            weights: values to run with instead of those that the layer has.
+            training: the mode.
+            again: whether generators of random numbers have been used before.
+        """
+        if self.batch is not None and len(points[0]) != self.batch:
+            return self._run_in_batches(points, weights, training, again)
+        args, kwargs = self.arguments(points)
+        if takes_training(self.layer):
+            kwargs["training"] = training
+        pairs = zip(self.layer.weights, weights or self.layer.weights, strict=True)
+        with keras.StatelessScope(list(pairs)):
+            if again:
+                self.layer.call(*args, **kwargs)
+            output = self.layer.call(*args, **kwargs)
+        array = np.asarray(keras.ops.convert_to_numpy(output))
+        return array if array.dtype.kind == "f" else array.astype("float64")
+
+    def _run_in_batches(self, points, *how) -> np.ndarray:
+        """Run on as many samples as the model takes at once."""
+        numbers = np.arange(-(-len(points[0]) // self.batch) * self.batch)
+        numbers = numbers.reshape(-1, self.batch) % len(points[0])
+        parts = [self.run([p[rows] for p in points], *how) for rows in numbers]
+        return np.concatenate(parts)[: len(points[0])]
+
+    def accepted(self, sizes, most: int) -> list[tuple[int, ...]]:
+        """The first of some sizes of a sample that the layer can be run on."""
+        found: list[tuple[int, ...]] = []
+        for size in sizes:
+            if len(found) == most or np.prod(size) * self.inputs > _MOST:
+                break
+            try:
+                self.run([np.zeros((1, *size), "float32")] * self.inputs)
+            except Exception:
+                continue
+            found.append(tuple(size))
+        return found
+
+    def with_fewer(self, layer, count: int) -> "_Subject":
+        """The same for a copy that has fewer channels."""
+        other = _Subject(layer, self.node, self.axis)
+        other.count = count
+        return other
 
 
-def _run(layer, node, arrays, weights=None, **mode) -> np.ndarray:
-    """The layer's one output; its state is left as it was."""
-    args, kwargs = _filled(node, arrays)
-    with keras.StatelessScope(
-        list(zip(layer.weights, weights or layer.weights, strict=True))
+@dataclasses.dataclass(eq=False)
+class _Trial:
+    """What a layer makes of some samples with some weights in one mode."""
+
+    points: list
+    weights: list | None
+    training: bool
+    output: np.ndarray
+
+
+def _study(layer, subject, size, training) -> Finding:
+    """Probe a layer on samples of one size, in every way."""
+    rng = np.random.default_rng(0)
+    points = [_samples(rng, size) for _ in range(subject.inputs)]
+    chance = _is_random(subject, points)
+    if training and chance:
+        raise _Refused("it is called in training mode, where it is random")
+    trials = []
+    for mode in subject.modes[: 1 if chance else 2]:
+        for weights in (None, *_draws(subject.layer, rng)):
+            trials.append(_check_channels(subject, points, weights, mode, rng))
+        _check_batches(subject, trials[-1])
+    if not np.isfinite(trials[0].output).any():
+        raise _Refused("it makes no numbers of any input")
+    if chance == "seeded":
+        _check_seeded(subject, points, rng)
+    elif chance:
+        _check_unseeded(subject, points, rng)
+    keeps_zero = _keeps_zero(subject, [size], chance)
+    return dataclasses.replace(
+        _with_fewer(layer, subject, trials, rng), keeps_zero=keeps_zero
+    )
+
+
+def _confirm(layer, subject, size, found: Finding) -> Finding:
+    """Probe at another size what was found at one: in one run for each mode."""
+    rng = np.random.default_rng(1)
+    chance = None
+    points = [_tiled(rng, size) for _ in range(subject.inputs)]
+    kept = np.sort(rng.permutation(subject.count)[: max(subject.count // 2, 1)])
+    small = _made(
+        layer, subject, found, kept, [_take(p, kept, subject) for p in points]
+    )
+    if len(subject.modes) > 1:
+        chance = _is_random(subject, [p[:1] for p in points])
+    for mode in subject.modes[: 1 if chance else 2]:
+        trial = _check_channels(subject, points, None, mode, rng, bits=1)
+        if not _agrees(subject, small, trial, kept, found.weights):
+            raise _Refused(_NO_COPY)
+    sizes = [size]
+    keeps_zero = found.keeps_zero and _keeps_zero(subject, sizes, chance)
+    return dataclasses.replace(found, keeps_zero=keeps_zero)
+
+
+def _samples(rng, size) -> np.ndarray:
+    """Samples of many scales, of both signs, of one and with many zeros."""
+    count = len(_SCALES) + 3
+    scales = np.array([*_SCALES, 3.0, 3.0, 30.0], "float32")
+    x = rng.standard_normal((count, *size), "float32")
+    x[-3] = np.abs(x[-3])
+    x[-2] = -np.abs(x[-2])
+    x[-1] = np.maximum(x[-1], 0)
+    return x * scales.reshape(-1, *[1] * len(size))
+
+
+def _tiled(rng, size) -> np.ndarray:
+    """A large sample, of the same numbers over and over."""
+    pool = rng.standard_normal(99_991, "float32")  # a prime: rows differ
+    return np.resize(pool, (1, *size))
+
+
+def _draws(layer, rng) -> Iterator[list]:
+    """Random weights of every sign and scale; integers, such as indices, stay."""
+    if not any("float" in weight.dtype for weight in layer.weights):
+        return
+    for draw in (
+        lambda shape: rng.uniform(0.5, 1.5, shape),
+        lambda shape: rng.uniform(-1.5, -0.5, shape),
+        lambda shape: rng.normal(0, 1, shape),
+        lambda shape: rng.normal(0, 1e-3, shape),
+        lambda shape: rng.normal(0, 30, shape),
     ):
-        output = layer.call(*args, **without_mask(layer, kwargs), **mode)
-    return np.asarray(keras.ops.convert_to_numpy(output), "float64")
+        yield [
+            draw(tuple(weight.shape))
+            if "float" in weight.dtype
+            else keras.ops.convert_to_numpy(weight)
+            for weight in layer.weights
+        ]
 
 
-def _is_steady(layer, node, arrays) -> bool:
-    """Whether the layer can be run in training mode with equal results twice."""
-    try:
-        first, second = (_run(layer, node, arrays, training=True) for _ in range(2))
-    except Exception:
+def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a != b) & ~(np.isnan(a) & np.isnan(b))
+
+
+def _is_random(subject, points) -> str | None:
+    """Whether the layer is random in training mode: `"seeded"`, `"unseeded"`, `None`.
+
+    What starts from a generator's state gives the same from the same state.
+    """
+    if True not in subject.modes:
+        return None
+    many = [np.resize(p, (max(64, len(p)), *p.shape[1:])) for p in points]
+    if many[0].size > 2**20:
+        many = points
+    first, second = (subject.run(many, training=True) for _ in range(2))
+    if _differ(first, second).any():
+        return "unseeded"
+    later = subject.run(many, training=True, again=True)
+    return "seeded" if _differ(first, later).any() else None
+
+
+def _groups(count: int, rng, bits: int | None) -> list[np.ndarray]:
+    """Groups of channels, of any two of which one is in a group without the other."""
+    numbers = rng.permutation(count)
+    most = max(count - 1, 1).bit_length()
+    bits = most if bits is None else min(bits, most)
+    return [(numbers >> bit) & 1 == v for bit in range(bits) for v in (0, 1)]
+
+
+def _moved(points, chosen, axis, rng) -> list[np.ndarray]:
+    """Other samples, of which some channels are others."""
+    found = []
+    for array in points:
+        moved = np.moveaxis(array.copy(), axis, -1)
+        part = moved[..., chosen]
+        noise = np.resize(rng.standard_normal(min(part.size, 99_991)), part.shape)
+        size = np.abs(part).max(axis=tuple(range(1, part.ndim)), keepdims=True)
+        moved[..., chosen] = part + (0.1 + size) * noise
+        found.append(np.moveaxis(moved, -1, axis))
+    return found
+
+
+def _check_channels(subject, points, weights, mode, rng, bits=None) -> _Trial:
+    """Raise if a channel of the output depends on another one of the input."""
+    groups = _groups(subject.count, rng, bits)
+    moved = [_moved(points, chosen, subject.axis, rng) for chosen in groups]
+    stacked = [np.concatenate(arrays) for arrays in zip(points, *moved, strict=True)]
+    base, *results = np.split(
+        _checked(subject, stacked, weights, mode), len(groups) + 1
+    )
+    for chosen, arrays, result in zip(groups, moved, results, strict=True):
+        if not _leak(subject, base, result, chosen):
+            continue
+        # Rounding depends on the place of a sample among others: one by one then.
+        for number in range(len(base)):
+            alone = [
+                _checked(
+                    subject, [a[number : number + 1] for a in given], weights, mode
+                )
+                for given in (points, arrays)
+            ]
+            if _leak(subject, *alone, chosen) and _leak(
+                subject, base[[number]], result[[number]], chosen
+            ):
+                raise _Refused("it mixes channels")
+    return _Trial(points, weights, mode, base)
+
+
+def _checked(subject, points, weights, mode) -> np.ndarray:
+    """An output, which must have the channels of the inputs."""
+    output = subject.run(points, weights, mode)
+    axis, shape = subject.axis, points[0].shape
+    if output.ndim != len(shape) or output.shape[axis] != shape[axis]:
+        raise _Refused("it mixes channels")
+    if len(output) != len(points[0]):
+        raise _Refused("its output for one sample depends on the others")
+    return output
+
+
+def _leak(subject, base, result, chosen) -> bool:
+    """Whether channels that are not among those chosen differ."""
+    return np.moveaxis(_differ(base, result), subject.axis, -1)[..., ~chosen].any()
+
+
+def _check_batches(subject, trial) -> None:
+    """Raise if what comes out for a sample depends on the others in its batch."""
+    if subject.batch is not None:
+        return
+    for count in _BATCHES:
+        expected = trial.output[-count:]
+        given = [array[-count:] for array in trial.points]
+
+        def alike(given=given, expected=expected):
+            result = subject.run(given, trial.weights, trial.training)
+            return _close(result, expected, subject)
+
+        if not _in_time(alike, trial.training):
+            raise _Refused("its output for one sample depends on the others")
+
+
+def _in_time(check: Callable[[], bool], training: bool) -> bool:
+    """Whether a check holds, by chance or always: what is rare may be random."""
+    return any(check() for _ in range(_TRIES if training else 1))
+
+
+def _close(received, expected, subject) -> bool:
+    """Whether outputs are equal up to rounding, seen channel by channel."""
+    if received.shape != expected.shape:
         return False
-    return np.array_equal(first, second)
+    places = tuple(axis for axis in range(1, expected.ndim) if axis != subject.axis)
+    finite = np.where(np.isfinite(expected), np.abs(expected), 0)
+    size = finite.max(axis=places, keepdims=True, initial=0)
+    with np.errstate(invalid="ignore"):
+        near = np.abs(received - expected) <= subject.tolerance * size
+    return bool((near | ~_differ(received, expected)).all())
 
 
-def _is_channelwise(layer, node, trial, axis, rng, training) -> bool:
-    mode = {"training": True} if training else {}
-    point = trial.point
-    base = _run(layer, node, point, trial.weights, **mode)
-    count = point[0].shape[axis]
-    if base.shape != point[0].shape and (
-        base.ndim != point[0].ndim or base.shape[axis] != count
-    ):
-        return False
-    numbers = np.arange(count)
-    for bit in range(max(count - 1, 1).bit_length()):
-        for value in (0, 1):
-            chosen = (numbers >> bit) & 1 == value
-            moved = [array.copy() for array in point]
-            for array in moved:
-                part = np.moveaxis(array, axis, -1)
-                part[..., chosen] += rng.normal(0, 2, part[..., chosen].shape)
-            result = _run(layer, node, moved, trial.weights, **mode)
-            change = result != base
-            if trial.nan:
-                change &= ~(np.isnan(result) & np.isnan(base))
-            if np.moveaxis(change, axis, -1)[..., ~chosen].any():
-                return False
-    return True
+def _check_seeded(subject, points, rng) -> None:
+    """The same in training mode, with the random numbers of two states."""
+    for again in (False, True):
+        base = subject.run(points, None, True, again)
+        for chosen in _groups(subject.count, rng, None):
+            moved = _moved(points, chosen, subject.axis, rng)
+            if _leak(subject, base, subject.run(moved, None, True, again), chosen):
+                raise _Refused("it mixes channels")
 
 
-def _without_half(layer, node, trials, axis, count, rng, keeps_zero) -> Finding:
-    """Build the layer with half of the channels and compare."""
-    axes = []
-    for number, weight in enumerate(layer.weights):
-        wide = [i for i, size in enumerate(weight.shape) if size == count]
-        if len(wide) > 1:
-            return Finding("a weight of it has several axes of that many channels")
-        axes += [(number, wide[0])] if wide else []
-    kept = np.sort(rng.permutation(count)[: max(count // 2, 1)])
-    for make, entries in _copies(layer, count, kept.size, axes):
+def _check_unseeded(subject, points, rng) -> None:
+    """The same where random numbers cannot be had twice.
+
+    Of what is random in steps, such as a dropout, some outcome that is not zero must
+    come with and without a change of other channels. Where none does, there is no
+    telling noise from mixing.
+    """
+    one = [array[2:3] for array in points]
+    for chosen in _groups(subject.count, rng, None):
+        moved = _moved(one, chosen, subject.axis, rng)
+        base, other = (
+            np.stack([subject.run(given, None, True) for _ in range(3 * _TRIES)])
+            for given in (one, moved)
+        )
+        base, other = (
+            np.moveaxis(a, subject.axis + 1, -1)[..., ~chosen] for a in (base, other)
+        )
+        base = base.reshape(len(base), -1, base.shape[-1])
+        other = other.reshape(base.shape)
+        common = np.zeros(base.shape[1:], bool)
+        for outcome in base:
+            common |= ((other == outcome) & (outcome != 0)).any(axis=0)
+        seen = base.any(axis=0) & other.any(axis=0)
+        if ((seen & ~common).sum(axis=0) > seen.sum(axis=0) / 2).any():
+            raise _Refused(
+                "in training mode it draws random numbers without a seed of Keras, "
+                "and it cannot be told from a layer that mixes channels"
+            )
+
+
+def _keeps_zero(subject, sizes, chance) -> bool:
+    """Whether zeros become zeros at every position, whatever the weights and mode.
+
+    Raises:
+        _Refused: if they become no numbers: no gate could close those.
+    """
+    shape = tuple(subject.node.inputs[0].shape)
+    wide = [
+        tuple(
+            min(size or 131, 131) if i == axis else size or 2
+            for i, size in enumerate(shape)
+            if i
+        )
+        for axis in range(1, len(shape))
+        if shape[axis] is None
+    ]
+    keeps = True
+    for size in (*sizes, *subject.accepted(wide, most=len(wide))):
+        rng = np.random.default_rng(2)
+        large = np.prod(size) > _SMALL
+        zeros = np.zeros((1 if large else 4, *size), "float32")
+        for weights in (None, *_draws(subject.layer, rng)):
+            for mode in subject.modes:
+                for _ in range(_TRIES if mode and chance and not large else 1):
+                    output = subject.run([zeros] * subject.inputs, weights, mode)
+                    if weights is None and not np.isfinite(output).all():
+                        raise _Refused("it makes something else than a number of zero")
+                    keeps = keeps and not output.any()
+            if not keeps and weights is None:
+                break
+    return keeps
+
+
+_NO_COPY = "no copy of it with fewer channels could be built from its config"
+
+
+def _take(array, kept, subject) -> np.ndarray:
+    return np.take(array, kept, subject.axis)
+
+
+def _with_fewer(layer, subject, trials, rng) -> Finding:
+    """Make the layer with fewer channels, as `compact` does, and compare."""
+    count = subject.count
+    numbers = sorted({1, max(count // 2, 1), max(count - 1, 1)}, key=lambda n: -n)
+    for found in _routes(layer, subject):
         try:
-            small = make()
-            narrow = [np.take(array, kept, axis) for array in trials[0].point]
-            args, kwargs = _filled(node, narrow)
-            small(*args, **without_mask(small, kwargs))  # builds it
-            for trial in trials:
-                values = [keras.ops.convert_to_numpy(w) for w in layer.weights]
-                values = list(trial.weights or values)
-                for number, place in axes:
-                    values[number] = np.take(values[number], kept, place)
-                small.set_weights(values)
-                narrow = [np.take(array, kept, axis) for array in trial.point]
-                expected = _run(layer, node, trial.point, trial.weights)
-                expected = np.take(expected, kept, axis)
-                received = _run(small, node, narrow)
-                if not np.allclose(received, expected, 1e-4, 1e-5, trial.nan):
-                    raise ValueError("other outputs")
+            bound = None
+            for number in numbers:
+                kept = np.sort(rng.permutation(count)[:number])
+                points = [_take(p, kept, subject) for p in trials[0].points]
+                small = _made(layer, subject, found, kept, points)
+                axes = _axes(subject.layer, small.layer, count, number)
+                if number < count:
+                    if bound not in (None, axes):
+                        raise _Refused(_NO_COPY)
+                    bound = axes
+                if not all(
+                    _agrees(subject, small, trial, kept, axes) for trial in trials
+                ):
+                    raise _Refused(_NO_COPY)
+        except _SeveralAxes:
+            raise
         except Exception:
             continue
-        return Finding(None, tuple(axes), entries, keeps_zero)
-    return Finding("no copy of it with fewer channels could be built from its config")
+        return dataclasses.replace(found, weights=bound or ())
+    raise _Refused(_NO_COPY)
 
 
-def _copies(layer, count: int, fewer: int, axes) -> Iterator[tuple]:
-    """How to make a copy with fewer channels, and the entries it changes."""
-    with contextlib.suppress(Exception):
+def _routes(layer, subject) -> Iterator[Finding]:
+    """The ways to make a copy with fewer channels."""
+    try:
         config = layer.get_config()
         type(layer).from_config(config)
+        made = True
+    except Exception:
+        made = False
+    if made:
+        yield Finding()
         same_number = tuple(
             key
             for key, value in config.items()
-            if type(value) is int and value == count and count > 1
+            if type(value) is int and value == subject.count and subject.count > 1
         )
-        for entries in ((), same_number):
-            changed = {**config, **dict.fromkeys(entries, fewer)}
-            yield functools.partial(type(layer).from_config, changed), entries
-    if not axes:  # compact copies a layer as it is where its config does not tell all
-        yield lambda: copy_object(layer), ()
+        if same_number:
+            yield Finding(config=same_number)
+    # A layer that remembers what it was built for would be another one once loaded.
+    if not made or type(layer).build is keras.layers.Layer.build:
+        yield Finding(whole=True)
+
+
+def _made(layer, subject, found: Finding, kept, points) -> "_Subject":
+    """A copy that has those channels alone, built."""
+    if found.whole:
+        small = copy_object(layer)
+    else:
+        config = {**layer.get_config(), **dict.fromkeys(found.config, kept.size)}
+        small = type(layer).from_config(config)
+    other = subject.with_fewer(small, kept.size)
+    args, kwargs = other.arguments([p[:2] for p in points])
+    small(*args, **kwargs)  # builds it
+    return other
+
+
+class _SeveralAxes(_Refused):
+    """Raised if a weight shrinks along more than one axis."""
+
+
+def _axes(layer, small, count: int, number: int) -> tuple[tuple[int, int], ...]:
+    """For each weight that has an axis of channels that axis, seen from a copy."""
+    found = []
+    for place, (old, new) in enumerate(zip(layer.weights, small.weights, strict=True)):
+        pairs = enumerate(zip(old.shape, new.shape, strict=True))
+        axes = [axis for axis, (a, b) in pairs if a != b]
+        if len(axes) > 1:
+            raise _SeveralAxes("a weight of it has several axes of that many channels")
+        if axes and (old.shape[axes[0]], new.shape[axes[0]]) != (count, number):
+            raise _Refused(_NO_COPY)
+        found += [(place, axes[0])] if axes else []
+    return tuple(found)
+
+
+def _agrees(subject, small, trial, kept, axes) -> bool:
+    """Whether a copy with fewer channels gives those of the outputs."""
+    values = trial.weights or [
+        keras.ops.convert_to_numpy(weight) for weight in subject.layer.weights
+    ]
+    values = list(values)
+    for number, axis in axes:
+        values[number] = np.take(values[number], kept, axis)
+    narrow = [_take(array, kept, subject) for array in trial.points]
+
+    def alike():
+        expected = trial.output
+        if trial.training:
+            expected = subject.run(trial.points, trial.weights, True)
+        received = small.run(narrow, values, trial.training)
+        return _close(received, _take(expected, kept, subject), subject)
+
+    return _in_time(alike, trial.training)

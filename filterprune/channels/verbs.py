@@ -37,7 +37,7 @@ from filterprune.channels.constants import (
     spread,
     values_along,
 )
-from filterprune.channels.labels import Channels, squeeze_uniform
+from filterprune.channels.labels import Channels, fit, squeeze_uniform
 from filterprune.channels.registry import weight_of
 
 
@@ -142,6 +142,7 @@ def same(
     to: int | None = None,
     repeat: int = 1,
     elementwise: bool = False,
+    even: bool = False,
     keeps_zero: bool | None = None,
     gates: Sequence[str] = (),
     resize=None,
@@ -159,6 +160,11 @@ def same(
         repeat: how many channels are made out of each (depthwise multiplier).
         elementwise: whether it even works on each element alone: then labels
             may differ along any axis.
+        even: whether a channel that is constant over the map comes out as one
+            constant, whatever the sizes that the model leaves open: nothing that
+            is read lies outside of the map, and nothing depends on how many
+            positions there are. Otherwise a layer is run to find that out, which
+            tells nothing of maps of unknown size.
         keeps_zero: `True` if zeros become zeros whatever the weights, `False`
             if they never do; by default the layer is asked.
         gates: the weights that a closed gate zeroes, the factor first.
@@ -226,15 +232,17 @@ def same(
         weighted = valuation.hypothetical and weights
         zeros = not (vector[~np.isnan(vector)] != 0).any()
         # A convolution makes its bias of zeros, even at the border.
-        even = product is not None or (elementwise and not call.training)
-        if weighted and zeros and even:
+        biased = zeros and product is not None
+        if weighted and (biased or (zeros and elementwise and not call.training)):
             result = np.repeat(vector, repeat)
         elif valuation.is_closed(call, ~np.isnan(np.repeat(vector, repeat))):
             result = np.repeat(vector * 0.0, repeat)  # and its gate makes zero of it
+        elif call.training and not elementwise and not zeros:  # it may be random
+            result = np.full(vector.size * repeat, np.nan)
         else:  # a weight may yet become different from one position to another
             values = any_weights(call.op) if weighted else ()
             result = run_constant_map(
-                call, x, vector, axis, to, repeat, elementwise, values
+                call, x, vector, axis, to, repeat, elementwise, even or biased, values
             )
         if weighted:
             result = np.where(np.isnan(result), np.nan, GENERIC)
@@ -330,6 +338,8 @@ def take(
         full = [np.broadcast_to(v, x.labels.shape) for v, x in zip(values, xs)]
         result = move(*full)
         result = result if isinstance(result, (list, tuple)) else [result]
+        for channels, value in zip(outputs, result, strict=True):
+            valuation.changed(call, channels.labels, fit(value, channels.labels.shape))
         return [np.asarray(a) for a in result]
 
     call.step(xs, outputs, worth)

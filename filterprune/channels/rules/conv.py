@@ -21,6 +21,7 @@ def conv(layer, x):
         return same(
             x,
             repeat=layer.filters // channels,
+            even=_even(layer),
             keeps_zero=not layer.use_bias,
             gates=("kernel", "bias"),
             resize={"filters": "out", "groups": "in"},
@@ -56,6 +57,7 @@ def depthwise_conv(layer, x):
     return same(
         x,
         repeat=layer.depth_multiplier,
+        even=_even(layer),
         keeps_zero=not layer.use_bias,
         gates=("kernel", "bias"),
         product="kernel",
@@ -81,7 +83,8 @@ def separable_conv(layer, x):
 def depthwise_conv_operation(op, x, kernel):
     axis = channel_axis(op)
     bind_constants(along(x, axis), [(kernel, -2)])
-    return same(x, axis=axis, repeat=kernel.shape[-1], keeps_zero=True)
+    even = op.padding == "valid" or all(size == 1 for size in kernel.shape[:-2])
+    return same(x, axis=axis, repeat=kernel.shape[-1], keeps_zero=True, even=even)
 
 
 @operation("Conv")

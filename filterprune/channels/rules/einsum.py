@@ -103,6 +103,7 @@ def _pass_on(layer, x, equation, name):
         x,
         axis=equation.read.index(name),
         to=equation.made.index(name),
+        even=True,  # it sums along axes of the kernel, whose sizes are known
         keeps_zero=layer.bias is None,
         gates=("kernel", "bias") if gated else (),
         kernel=_spec(equation.kernel, {name: "in"}),

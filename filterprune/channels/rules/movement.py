@@ -6,7 +6,12 @@ import numpy as np
 from filterprune.channels.calls import current
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import concatenate as concatenated
-from filterprune.channels.moves import run_on_arrays, varied_axes, whole_batch
+from filterprune.channels.moves import (
+    run_on_arrays,
+    varied_axes,
+    where_equal,
+    whole_batch,
+)
 from filterprune.channels.registry import operation
 from filterprune.channels.verbs import barrier, channel_axis, same, take
 
@@ -236,7 +241,9 @@ def pad(op, x, constant_values=None):
     if not isinstance(fill, (int, float)):
         return barrier("it pads with a tensor")
     if not padded:
-        return same(x, axis=varied[-1] if varied else -1, keeps_zero=fill == 0)
+        even = op.mode != "constant" or not any(map(any, widths))
+        axis = varied[-1] if varied else -1
+        return same(x, axis=axis, keeps_zero=fill == 0, even=even)
     if len(varied) > 1 or op.mode != "constant":
         return barrier(f"it pads channels in mode '{op.mode}'")
     (axis,) = padded
@@ -249,6 +256,8 @@ def pad(op, x, constant_values=None):
     labels = np.concatenate([edges[0], x.labels, edges[1]], axis)
 
     def move(values):
+        if any(any(pair) for i, pair in enumerate(widths) if i != axis):
+            values = where_equal(values, fill)
         edge = [np.full(e.shape, float(fill)) for e in edges]
         return np.concatenate([edge[0], values, edge[1]], axis)
 

@@ -91,7 +91,7 @@ def group_normalization(layer, x):
     weights: dict[str, Any] = {"gates": ("gamma", "beta")}
     weights |= {"gamma": "in", "beta": "in"}
     if layer.groups == x.shape[layer.axis] > 1:  # each channel by itself
-        return same(x, axis=layer.axis, resize={"groups": "in"}, **weights)
+        return same(x, axis=layer.axis, even=True, resize={"groups": "in"}, **weights)
     return normalise(x, axis=layer.axis, groups=layer.groups, **weights)
 
 

@@ -125,7 +125,7 @@ def full_like(op, x, fill_value):
 def batch_norm(op, x, mean, variance, offset=None, scale=None):
     given = [v for v in (mean, variance, offset, scale) if v is not None]
     bind_constants(along(x, op.axis), [(array, 0) for array in given])
-    return same(x, axis=op.axis, keeps_zero=False)
+    return same(x, axis=op.axis, keeps_zero=False, even=True)
 
 
 @operation(

@@ -4,7 +4,7 @@ import numpy as np
 from keras import layers
 
 from filterprune.channels.calls import current
-from filterprune.channels.moves import varied_axes
+from filterprune.channels.moves import varied_axes, where_equal
 from filterprune.channels.registry import operation, rule
 from filterprune.channels.verbs import barrier, channel_axis, same, take
 
@@ -16,9 +16,6 @@ from filterprune.channels.verbs import barrier, channel_axis, same, take
     layers.MaxPooling1D,
     layers.MaxPooling2D,
     layers.MaxPooling3D,
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.ZeroPadding3D,
     layers.UpSampling1D,
     layers.UpSampling2D,
     layers.UpSampling3D,
@@ -34,6 +31,12 @@ from filterprune.channels.verbs import barrier, channel_axis, same, take
     layers.CenterCrop,
 )
 def spatial(layer, x):
+    # Padding is neither counted in means nor larger than what is in the map.
+    return same(x, keeps_zero=True, even=True)
+
+
+@rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+def zero_padding(layer, x):
     return same(x, keeps_zero=True)
 
 
@@ -47,27 +50,33 @@ def spatial(layer, x):
 )
 def global_pooling(layer, x, mask=None):
     axis = channel_axis(layer)
-    return same(x, axis=axis, to=axis if layer.keepdims else -1, keeps_zero=True)
+    return same(
+        x, axis=axis, to=axis if layer.keepdims else -1, keeps_zero=True, even=True
+    )
 
 
 @rule(layers.Resizing)
 def resizing(layer, x):
-    return same(x, keeps_zero=not layer.pad_to_aspect_ratio or layer.fill_value == 0)
+    return _resized(layer, x)
 
 
 @operation("Resize")
 def resize(op, x):
-    return same(x, keeps_zero=not op.pad_to_aspect_ratio or op.fill_value == 0)
+    return _resized(op, x)
 
 
-@operation(
-    "AveragePool",
-    "CropImages",
-    "GaussianBlur",
-    "MaxPool",
-    "PadImages",
-)
+def _resized(op, x):
+    padded = op.pad_to_aspect_ratio
+    return same(x, keeps_zero=not padded or op.fill_value == 0, even=not padded)
+
+
+@operation("AveragePool", "CropImages", "MaxPool")
 def pool(op, x):
+    return same(x, keeps_zero=True, even=True)
+
+
+@operation("GaussianBlur", "PadImages")
+def with_zeros_around(op, x):
     return same(x, keeps_zero=True)
 
 
@@ -77,8 +86,12 @@ def extract_patches(op, x):
     if axis != x.ndim - 1 or varied_axes(x) not in ([], [axis]):
         return barrier("its channels are not the last axis")
     count = current().outputs[0][axis] // x.shape[axis]
-    return take(x, lambda a: np.tile(_wide(a, x.shape[axis]), count))
+    padded = op.padding != "valid"
 
+    def move(array):
+        if padded:
+            array = where_equal(array, 0.0)
+        wide = np.broadcast_to(array, (*array.shape[:-1], x.shape[axis]))
+        return np.tile(wide, count)
 
-def _wide(array, size):
-    return np.broadcast_to(array, (*array.shape[:-1], size))
+    return take(x, move)

@@ -14,6 +14,9 @@ _REDUCTIONS = (
     *("Logsumexp", "Median", "Norm", "Prod", "Ptp"),
 )
 
+# What they make of a constant depends on how often it is there.
+_COUNTING = ("Sum", "Prod", "Norm", "Logsumexp")
+
 # Over channels they make nothing of the others, where absent ones are zeros.
 _SPOILED = {"All": "asks all channels", "Prod": "multiplies channels"}
 
@@ -38,8 +41,12 @@ def reduce(op, x):
     if not left:
         return _over_channels(op, x, varied)
     axis = left[-1]  # all else is tied
-    keeps_zero = type(op).__name__ != "Logsumexp"
-    return same(x, axis=axis, to=kept.index(axis), keeps_zero=keeps_zero)
+    name = type(op).__name__
+    initial = getattr(op, "initial", None) or 0
+    keeps_zero = name != "Logsumexp" and not initial
+    counts = name in _COUNTING and any(x.shape[i] is None for i in axes)
+    to = kept.index(axis)
+    return same(x, axis=axis, to=to, keeps_zero=keeps_zero, even=not counts)
 
 
 def _several(axis):
@@ -110,7 +117,8 @@ def along_positions(op, x):
     varied = varied_axes(x)
     if op.axis is None or op.axis % x.ndim in varied:
         return barrier("it goes through the channels in order")
-    return same(x, axis=varied[-1] if varied else -1, keeps_zero=True)
+    even = type(op).__name__ in ("Diff", "Sort")
+    return same(x, axis=varied[-1] if varied else -1, keeps_zero=True, even=even)
 
 
 @operation("Normalize")

@@ -2,6 +2,7 @@
 
 from keras import layers
 
+from filterprune.channels.calls import current
 from filterprune.channels.registry import rule
 from filterprune.channels.verbs import same
 
@@ -14,8 +15,14 @@ from filterprune.channels.verbs import same
     layers.SpatialDropout2D,
     layers.SpatialDropout3D,
     layers.ActivityRegularization,
-    layers.RandomElasticTransform,
     layers.RandomFlip,
+)
+def identity(layer, x):
+    return same(x, elementwise=True, keeps_zero=True)
+
+
+@rule(
+    layers.RandomElasticTransform,
     layers.RandomGaussianBlur,
     layers.RandomPerspective,
     layers.RandomRotation,
@@ -23,8 +30,11 @@ from filterprune.channels.verbs import same
     layers.RandomTranslation,
     layers.RandomZoom,
 )
-def identity(layer, x):
-    return same(x, elementwise=True, keeps_zero=True)
+def augmentation(layer, x):
+    # In training, what lies outside of the map comes in: the `fill_value`.
+    outside = getattr(layer, "fill_value", 0) or 0
+    elementwise = not current().training
+    return same(x, elementwise=elementwise, keeps_zero=outside == 0)
 
 
 @rule(layers.GaussianNoise, layers.AlphaDropout)

@@ -36,10 +36,11 @@ def unknown(layer, *args, **kwargs):
         for number, place in found.weights
     }
     resize = dict.fromkeys(found.config, "in")
+    call.flow.binding(call).whole = found.whole
     if len(xs) > 1:
         return join_unknown(xs, axis, resize, specs, found.keeps_zero)
-    keeps_zero = found.keeps_zero or None
-    return same(xs[0], axis=axis, keeps_zero=keeps_zero, resize=resize, bind=specs)
+    zero = found.keeps_zero
+    return same(xs[0], axis=axis, keeps_zero=zero, resize=resize, bind=specs)
 
 
 def _common_axis(call, xs) -> tuple[int, str | None]:

@@ -4,8 +4,9 @@ from keras import layers
 
 from filterprune.channels.calls import current
 from filterprune.channels.holding import hold
+from filterprune.channels.joining import gather
 from filterprune.channels.registry import calls_models, rule
-from filterprune.channels.verbs import barrier, same
+from filterprune.channels.verbs import along, barrier, same
 
 calls_models(1, layers.TimeDistributed)
 
@@ -30,4 +31,6 @@ def spectral_normalization(layer, x):
 def masking(layer, x):
     if layer.mask_value != 0:
         return barrier("absent channels are zero, and it masks another value")
+    # A step is masked if all channels are zero: those that are not count.
+    gather([x], along(x, -1), [-1])
     return same(x, axis=-1, keeps_zero=True)
