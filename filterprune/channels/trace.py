@@ -266,7 +266,7 @@ def copy_operation(op, **changes):
     Its config is changed along, because that is what a file holds.
     """
     changes = keras.tree.map_structure(_plain_number, changes)
-    fresh = copy.copy(op)
+    fresh = _blank(type(op))  # `copy.copy` wants a config, which arrays do not have
     fresh.__dict__ = {**op.__dict__, "_inbound_nodes": [], "_outbound_nodes": []}
     fresh.__dict__.update(changes)
     given = getattr(op, "_auto_config", None)
