@@ -305,7 +305,7 @@ class Flow:
         tied: how many ties there were once an operation had been looked at, and it
             in words.
         made_by: what made each tensor, by the id of its `Channels`.
-        gated: the first call of each layer, by the layer's id.
+        calls_of: the calls of each layer, by the layer's id.
     """
 
     model: Any
@@ -320,7 +320,7 @@ class Flow:
     marks: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
     tied: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     made_by: dict[int, Any] = dataclasses.field(default_factory=dict)
-    gated: dict[int, Call] = dataclasses.field(default_factory=dict)
+    calls_of: dict[int, list[Call]] = dataclasses.field(default_factory=dict)
 
     def binding(self, call: Call) -> Binding:
         return self.bindings.setdefault(id(call.op), Binding(call.op, call.path))

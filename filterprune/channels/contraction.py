@@ -54,9 +54,9 @@ def contract(
             table.tie_along(x.labels, varied[-1])
         if varied:
             places.setdefault(axes[varied[-1]], []).append((number, varied[-1]))
-    if len(places) == 1:
-        _bind_constants(constants, places, xs)
     places = _separable(xs, places, output)
+    if places:
+        _bind_constants(constants, places, xs)
     if any(name in output for name in places):
         return _kept_channels(xs, names, constants, places, output, shape)
     if not places:

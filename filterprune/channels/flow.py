@@ -201,15 +201,13 @@ def _one(value: np.ndarray, axis: int) -> np.ndarray:
 
 def _share_gates(call: Call) -> None:
     """Let all calls of a layer have the same gates: it has only one of each."""
-    first = call.flow.gated.setdefault(id(call.layer), call)
-    if first is call or not (call.gates and first.gates):
-        return
-    pairs = list(zip(first.gates, call.gates))
-    if any(old.size != new.size for old, new in pairs):
-        first.gates.clear()
-        call.gates.clear()
+    calls = call.flow.calls_of.setdefault(id(call.layer), [])
+    calls.append(call)
+    if len({tuple(gate.size for gate in one.gates) for one in calls}) > 1:
+        for one in calls:
+            one.gates.clear()
     table = call.flow.table
-    for old, new in pairs if call.gates else ():
+    for old, new in zip(calls[0].gates, call.gates) if calls[1:] else ():
         if new.makes or not new.keeps_zero:
             vectors = [table.tie_along(gate.labels, gate.axis) for gate in (old, new)]
             table.tie(*vectors)

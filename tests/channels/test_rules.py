@@ -69,6 +69,17 @@ def between(op, count=2, **kwargs):
     return build
 
 
+def twice(function, *widths):
+    """One activation layer called on several tensors."""
+
+    def build():
+        x, shared = image(2), layers.Activation(function)
+        maps = [shared(feature_map(x, 2, filters=width)) for width in widths]
+        return keras.Model(x, read(layers.Concatenate()(maps)))
+
+    return build
+
+
 def gated_by(op):
     """A map and a vector of its size, as in squeeze-and-excite."""
 
@@ -289,8 +300,12 @@ CASES = {
         dense(layers.BatchNormalization()),
     ],
     layers.Activation: [
-        through(2, layers.Activation(name))
-        for name in ("relu", "sigmoid", "softplus", "hard_sigmoid", "softmax", "gelu")
+        *(
+            through(2, layers.Activation(name))
+            for name in ("relu", "sigmoid", "softplus", "hard_sigmoid")
+        ),
+        *(through(2, layers.Activation(name)) for name in ("softmax", "gelu")),
+        *(twice("sigmoid", *widths) for widths in ((8, 8), (8, 6), (8, 8, 6, 8))),
     ],
     layers.ReLU: [
         through(2, layers.ReLU(6.0, 0.1)),
@@ -433,6 +448,7 @@ CASES = {
         film(layers.Conv2D(6, 3, activation="relu")),
         film(layers.Conv2D(6, 3, activation="sigmoid")),
         film(layers.DepthwiseConv2D(3, depth_multiplier=2)),
+        film(layers.SpectralNormalization(layers.Conv2D(6, 3))),
         film(layers.Conv2D(8, 1), layers.BatchNormalization(), layers.ReLU()),
         film(layers.MaxPooling2D(), layers.Flatten(), layers.Dense(6)),
         film(layers.Conv2D(6, 3), layers.GlobalAveragePooling2D(), frames=None),

@@ -26,13 +26,13 @@ def spectral_normalization(layer, x):
     made = hold(x)
     call = current()
     bound = call.flow.binding(call).axes
-    name = next(n for n in ("layer.kernel", "layer.embeddings") if n in bound)
+    name = "layer.kernel" if "layer.kernel" in bound else "layer.embeddings"
     axes = bound[name]
     call.flow.bind(call, "vector_u", (None, axes[-1]))
-    (gate,) = call.gates
-    for axis, labels in enumerate(axes):
-        if labels is not None and axis != gate.makers[name]:
-            _gate_what_is_read(name, axis, labels, len(axes))
+    for gate in call.gates[:1]:
+        for axis, labels in enumerate(axes):
+            if labels is not None and axis != gate.makers[name]:
+                _gate_what_is_read(name, axis, labels, len(axes))
     return made
 
 
@@ -41,6 +41,8 @@ def _gate_what_is_read(name, axis, labels, ndim):
     call = current()
     weights = {name: spread(np.arange(labels.size), ndim, axis)}
     call.gates.append(Gate(labels, 0, weights, {}, False, True, name="read"))
+    while call.holder is not None:
+        call = call.holder
 
     def worth(valuation, values):
         valuation.agree(call, labels, "read")
