@@ -20,6 +20,7 @@ from filterprune.channels.trace import (
     is_of_keras,
     model_in,
     parts_of,
+    widths_of,
 )
 from filterprune.compiling import Move, compile_alike, recompile
 from filterprune.expansion import expand, expand_but
@@ -81,7 +82,10 @@ def wrap(layer):
     if inner is not None and unseen_axis(type(layer)) is not None:
         return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    return _masked(layer, axis) if _needs_gate(layer) else copy_built(layer)
+    several = not layer.weights and len(widths_of(layer, axis)) > 1
+    if several or not _needs_gate(layer):  # gates would fit one of its calls alone
+        return copy_built(layer)
+    return _masked(layer, axis)
 
 
 def wrap_model(model, exclude: Any = ()):
