@@ -9,7 +9,7 @@ import numpy as np
 
 from filterprune.channels.calls import Call
 from filterprune.channels.flow import gates_of
-from filterprune.channels.groups import Analysis, needs_gate, study
+from filterprune.channels.groups import Analysis, study
 from filterprune.channels.registry import known_type, layer_rule, unseen_axis
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import (
@@ -20,6 +20,7 @@ from filterprune.channels.trace import (
     is_of_keras,
     model_in,
     parts_of,
+    widths_of,
 )
 from filterprune.compiling import Move, compile_alike, recompile
 from filterprune.errors import warn
@@ -84,7 +85,10 @@ def wrap(layer):
     if inner is not None and unseen_axis(type(layer)) is not None:
         return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    return _masked(layer, axis) if _needs_gate(layer) else copy_built(layer)
+    several = not layer.weights and len(widths_of(layer, axis)) > 1
+    if several or not _needs_gate(layer):  # gates would fit one of its calls alone
+        return copy_built(layer)
+    return _masked(layer, axis)
 
 
 @suggests_keywords
@@ -128,7 +132,7 @@ def wrap_model(model, exclude: Any = ()):
             f"Expected a model that is not masked yet. Received: '{model.name}', "
             f"whose layer '{analysis.masks[0].path}' is masked already."
         )
-    chosen = _to_mask(analysis, excluded)
+    chosen = _to_mask(analysis)
     if not chosen:
         warn(f"{nothing_to_prune(analysis)}. The wrapped model has no gates.")
     return _wrap_chosen(model, chosen)
@@ -155,10 +159,10 @@ def wrap_paths(model, paths, keep_state=False):
     chosen, found = {}, set()
     for call in analysis.flow.calls:
         for gate in call.gates:
-            path = gate.path if is_layer(call.op) else f"{gate.path}_gate"
+            path = f"{gate.path}_gate" if call.is_gated_behind else gate.path
             if path in paths:
                 found.add(path)
-                chosen[id(call.op)] = call.gates[0].axis
+                chosen[id(call.op)] = call
     missing = [path for path in paths if path not in found]
     if missing:
         raise ValueError(
@@ -169,19 +173,20 @@ def wrap_paths(model, paths, keep_state=False):
     return _wrap_chosen(model, chosen, keep_state)
 
 
-def _wrap_chosen(model, chosen: dict[int, int], keep_state=False):
-    """A copy of a model with some layers (by id) masked along an axis."""
+def _wrap_chosen(model, chosen: dict[int, Call], keep_state=False):
+    """A copy of a model with the layers of some calls (by the layer's id) masked."""
 
     def make(op):
-        if not is_layer(op) or id(op) not in chosen:
+        if id(op) not in chosen or chosen[id(op)].is_gated_behind:
             return copy_built(op)
-        return _masked(op, chosen[id(op)])
+        return _masked(op, chosen[id(op)].gates[0].axis)
 
     def after(op):
-        """A gate behind an operation that is no layer, such as `ops.sigmoid`."""
-        if is_layer(op) or id(op) not in chosen:
+        """A gate behind an operation that cannot be masked, such as `ops.sigmoid`."""
+        if id(op) not in chosen or not chosen[id(op)].is_gated_behind:
             return None
-        return Gate(keras.layers.Identity(name=f"{op.name}_gate"), chosen[id(op)])
+        axis = chosen[id(op)].gates[0].axis
+        return Gate(keras.layers.Identity(name=f"{op.name}_gate"), axis)
 
     rebuilder = Rebuilder(make, after=after)
     masked = rebuilder.rebuild(model)
@@ -236,16 +241,16 @@ def _masked(layer, axis: int) -> Masked:
     return cls(copy_built(layer), axis=axis)
 
 
-def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
-    """Which layers to mask (by id), and the axis of their gates."""
+def _to_mask(analysis: Analysis) -> dict[int, Call]:
+    """Which layers to mask (by id), and a call of each."""
     prunable = {int(root) for group in analysis.prunable for root in group.roots}
     chosen = {}
     for call in analysis.flow.calls:
-        if excluded(call) or not needs_gate(call):
+        if not analysis.gated(call):
             continue
         slots = [analysis.slots(gate) for gate in call.gates]
         if prunable.intersection(np.concatenate(slots).tolist()):
-            chosen[id(call.op)] = call.gates[0].axis
+            chosen[id(call.op)] = call
     return chosen
 
 

@@ -16,6 +16,7 @@ from exactness import (
 from keras import layers, ops
 
 import filterprune
+from filterprune.channels.groups import study
 
 
 def gate_of(masked, name):
@@ -101,6 +102,35 @@ class TestConstants:
         model = randomise(keras.Model(x, layers.Dense(3)(layers.Flatten()(y))))
         (group, _) = filterprune.analyze(model).groups
         assert group.reason == "`add` (Add) leaves more behind than one number"
+
+    @pytest.mark.parametrize("norm", [lambda y: y, layers.BatchNormalization()])
+    def test_a_reason_names_what_adds_a_constant_behind_a_norm(self, norm):
+        x = keras.Input((8, 8, 3))
+        y = norm(layers.Conv2D(4, 3, padding="same", name="made")(x))
+        table = np.random.default_rng(0).normal(size=(8, 8, 4))
+        y = layers.Flatten()(y + table)
+        model = randomise(keras.Model(x, layers.Dense(3)(y)))
+        (add,) = [op for op in model.operations if "add" in op.name]
+        (group, _) = study(model, lambda call: call.op is add).groups
+        assert group.reason == f"`{add.name}` (Add) leaves more behind than one number"
+        # A gate behind the sum makes it removable.
+        masked = filterprune.wrap_model(model)
+        close_at_random(masked)
+        assert check_exact(masked).get_layer("made").filters == 2
+
+    def test_no_gate_goes_behind_a_sum_that_needs_none(self):
+        """A number can go into a bias, and the gate of a norm does for a table."""
+        x = keras.Input((8, 8, 3))
+        y = ops.sqrt(layers.Conv2D(4, 3)(x) ** 2 + 1e-3)
+        y = layers.Conv2D(4, 3)(y + np.arange(4.0))
+        y = layers.BatchNormalization()(y + np.arange(144.0).reshape(6, 6, 4)[:4, :4])
+        model = randomise(keras.Model(x, layers.Dense(3)(layers.Flatten()(y))))
+        masked = filterprune.wrap_model(model)
+        assert not [
+            op for op in masked.operations if "add" in op.name and "gate" in op.name
+        ]
+        close_at_random(masked)
+        assert check_exact(masked).count_params() < model.count_params()
 
     def test_a_masked_follower_makes_it_removable(self):
         model = stack("same", 3, True, layers.BatchNormalization(name="norm"))
@@ -319,3 +349,33 @@ def test_a_model_of_which_nothing_was_pruned_is_warned_of():
     with pytest.warns(filterprune.PruningWarning, match=words):
         small = filterprune.compact(masked)
     assert small.count_params() == builders.build("plain").count_params()
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        layers.LayerNormalization,
+        lambda: layers.LayerNormalization(scale=False, center=False),
+        lambda: layers.GroupNormalization(2),
+        lambda: layers.GroupNormalization(1, center=False),
+        layers.RMSNormalization,
+        layers.UnitNormalization,
+        layers.Softmax,
+        lambda: layers.Activation("softmax"),
+        layers.BatchNormalization,
+        lambda: layers.MultiHeadAttention(2, 4),
+    ],
+)
+@pytest.mark.parametrize("gates", [(0.5, 1.0), (0.0, 0.5, 1.0, 1.0)])
+def test_gates_that_are_open_in_part_become_factors(norm, gates):
+    """As `fit` leaves them that stops before a schedule's end."""
+    norm = norm()
+    x = keras.Input((5, 3))
+    y = layers.Dense(8, activation="relu", name="first")(x)
+    y = norm(y, y) if isinstance(norm, layers.MultiHeadAttention) else norm(y)
+    model = randomise(keras.Model(x, layers.Dense(2)(y)))
+    masked = filterprune.wrap_model(model)
+    for gate in study(masked).masks:
+        gate.variable.assign(np.resize(gates, gate.variable.shape))
+    small = check_exact(masked, limit=1e-5)
+    assert small.get_layer("first").units == 8 - 2 * gates.count(0.0)

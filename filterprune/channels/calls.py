@@ -16,7 +16,7 @@ import numpy as np
 
 from filterprune.channels.activations import LINEAR, activation_of
 from filterprune.channels.labels import Channels, LabelTable
-from filterprune.channels.trace import Graph, Node
+from filterprune.channels.trace import Graph, Node, is_layer
 from filterprune.sums import peek
 
 _CURRENT: contextvars.ContextVar["Call"] = contextvars.ContextVar("filterprune_call")
@@ -70,6 +70,9 @@ class Gate:
         seen: for channels inside of the layer the parts of it, by their names, at
             whose inputs or outputs they can be observed; for each whether that
             is the output, and labels that broadcast to it.
+        behind: whether the gates are a layer of their own behind the call, which
+            cannot be masked itself; and there only where channels could not be
+            removed without them.
         call: the call whose gate it is.
     """
 
@@ -85,6 +88,7 @@ class Gate:
     kind: str = "channels"
     reads: np.ndarray | None = None
     seen: Sequence[tuple[str, bool, np.ndarray]] = ()
+    behind: bool = False
     call: "Call" = None  # type: ignore[assignment]  # set when the call gets it
 
     @property
@@ -172,6 +176,8 @@ class Call:
         carried: which of `inputs` the layer goes on from without reading them as
             such: states.
         loops: the cells in it that read their own channels again.
+        arrays: what the operation was made with and broadcasts with its input, such
+            as a bound for each channel.
     """
 
     flow: "Flow"
@@ -189,6 +195,7 @@ class Call:
     reads: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     carried: list[Channels] = dataclasses.field(default_factory=list)
     loops: list[Loop] = dataclasses.field(default_factory=list)
+    arrays: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     @property
     def outputs(self) -> tuple[tuple, ...]:
@@ -215,6 +222,11 @@ class Call:
             and not self.gates[0].outputs
             and activation_of(self.op) is LINEAR
         )
+
+    @property
+    def is_gated_behind(self) -> bool:
+        """Whether its gates are a layer of their own: that of an operation always."""
+        return not is_layer(self.op) or any(gate.behind for gate in self.gates)
 
     @property
     def layer(self):
@@ -292,6 +304,10 @@ class Flow:
 
     Attributes:
         marks: pairs of labels and what operations take them for: their kind.
+        tied: how many ties there were once an operation had been looked at, and it
+            in words.
+        made_by: what made each tensor, by the id of its `Channels`.
+        calls_of: the calls of each layer, by the layer's id.
     """
 
     model: Any
@@ -304,6 +320,9 @@ class Flow:
     graphs: dict[int, Graph] = dataclasses.field(default_factory=dict)
     barriers: dict[str, str] = dataclasses.field(default_factory=dict)
     marks: list[tuple[np.ndarray, str]] = dataclasses.field(default_factory=list)
+    tied: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    made_by: dict[int, Any] = dataclasses.field(default_factory=dict)
+    calls_of: dict[int, list[Call]] = dataclasses.field(default_factory=dict)
 
     def binding(self, call: Call) -> Binding:
         return self.bindings.setdefault(id(call.op), Binding(call.op, call.path))
@@ -317,6 +336,16 @@ class Flow:
         for old, new in zip(bound[weight], axes, strict=True):
             if old is not None and new is not None:
                 self.table.tie(old, new)
+
+    def note_ties(self, by: str) -> None:
+        """Remember what tied the labels that were tied since this was called last."""
+        if self.table.ties > (self.tied[-1][0] if self.tied else 0):
+            self.tied.append((self.table.ties, by))
+
+    def tied_by(self, labels: np.ndarray) -> str:
+        """What tied labels together that are all tied."""
+        steps = np.array([count for count, _ in self.tied])
+        return self.tied[self.table.step_tying(labels, steps)][1]
 
     def pinned(self, shape, reason: str) -> Channels:
         """The channels of a tensor none of which can ever be removed."""

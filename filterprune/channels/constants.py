@@ -46,6 +46,9 @@ def rounded(number: float) -> float:
 
 def _arguments(call, x: Channels, array) -> list:
     """One tensor for each of the call's: `array` for the channels read."""
+    # TensorFlow does not broadcast what it clips to the bounds.
+    shapes = [own.shape for own in call.arrays]
+    array = np.broadcast_to(array, np.broadcast_shapes(array.shape, *shapes))
     arrays = [
         array if given is x else np.zeros([size or 1 for size in given.shape])
         for given in call.inputs

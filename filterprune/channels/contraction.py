@@ -54,9 +54,10 @@ def contract(
             table.tie_along(x.labels, varied[-1])
         if varied:
             places.setdefault(axes[varied[-1]], []).append((number, varied[-1]))
-    if len(places) == 1:
+    places = _separable(xs, places, output)
+    if places:
         _bind_constants(constants, places, xs)
-    if len(places) > 1 or any(name in output for name in places):
+    if any(name in output for name in places):
         return _kept_channels(xs, names, constants, places, output, shape)
     if not places:
         _count(xs, names, constants, {})
@@ -74,6 +75,23 @@ def contract(
     if len(vectors) > 1:
         call.flow.marks.append((vectors[0], "key_dim"))
     return gather(operands, vectors[0], summed, shape=shape)
+
+
+def _separable(xs, places: dict, output) -> dict:
+    """The axis whose channels can be told apart in the output; those of others stay.
+
+    It is the longest of the output's, for a tensor loses channels along one axis.
+    """
+    if len(places) < 2:
+        return places
+    call = current()
+    sizes = {name: xs[found[0][0]].size(found[0][1]) for name, found in places.items()}
+    best = max(places, key=lambda name: (name in output, sizes[name]))
+    for name, found in places.items():
+        for number, _ in found if name != best else ():
+            reason = f"{describe(call.op)} multiplies tensors along several axes"
+            call.flow.table.pin(xs[number].labels, f"{reason} of channels")
+    return {best: places[best]}
 
 
 def _heads(xs, names, output) -> str | None:
@@ -154,12 +172,11 @@ def _bind_constants(constants, places, xs) -> None:
 
 
 def _kept_channels(xs, names, constants, places, output, shape) -> Channels:
-    """One axis of channels that is not summed over; more are not separable."""
-    kept = [name for name in places if name in output]
-    if len(places) > 1 or len(places[kept[0]]) != 1:
+    """One axis of channels that is not summed over."""
+    ((name, found),) = places.items()
+    if len(found) != 1:
         barrier("it multiplies tensors along several axes of channels")
-    (name,) = kept
-    ((number, axis),) = places[name]
+    ((number, axis),) = found
     vector = current().flow.table.tie_along(xs[number].labels, axis)
     for other, (x, own) in enumerate(zip(xs, names, strict=True)):
         if other != number and name in own and x.shape[own.index(name)] != 1:

@@ -107,10 +107,12 @@ def _visit_graph(
         ):
             known[id(tensor)] = value
             result.vectors.append(value)
+            result.made_by[id(value)] = node.op
     for key, value in known.items():
         first = result.tensors.setdefault(key, value)
         if first is not value:  # a nested model, or a layer in it, called again
             result.table.tie(first.labels, value.labels)
+    result.note_ties(f"{describe(graph.model)}, which is called several times")
     return [known[id(tensor)] for tensor in graph.outputs]
 
 
@@ -149,6 +151,8 @@ def _visit(
         except Exception as error:
             reason = f"its rule failed with {type(error).__name__}: {error}"
             outputs = _barrier(call, reason, mark)
+    _share_gates(call)
+    result.note_ties(describe(bare))
     _carry_activation(call)
     if call.gates:
         outputs = _gated(call, outputs)
@@ -195,6 +199,20 @@ def _one(value: np.ndarray, axis: int) -> np.ndarray:
     return np.squeeze(fit(value, shape), axis)
 
 
+def _share_gates(call: Call) -> None:
+    """Let all calls of a layer have the same gates: it has only one of each."""
+    calls = call.flow.calls_of.setdefault(id(call.layer), [])
+    calls.append(call)
+    if len({tuple(gate.size for gate in one.gates) for one in calls}) > 1:
+        for one in calls:
+            one.gates.clear()
+    table = call.flow.table
+    for old, new in zip(calls[0].gates, call.gates) if calls[1:] else ():
+        if new.makes or not new.keeps_zero:
+            vectors = [table.tie_along(gate.labels, gate.axis) for gate in (old, new)]
+            table.tie(*vectors)
+
+
 def _carry_activation(call: Call) -> None:
     """Let an activation that has weights come along: its config has none."""
     activation = activation_layer(call.op)
@@ -232,7 +250,8 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
         reason = why_not_remade(bare, call.flow.binding(call).config)
         if reason is not None:
             raise Ambiguous(reason)
-    to_mask = is_layer(bare) and call.mask is None and call.holder is None
+    masked = call.mask is not None or call.is_gated_behind
+    to_mask = not masked and call.holder is None
     if to_mask and call.gates and not _fits_a_mask(call):
         call.gates.clear()
     for gate in call.gates:
@@ -335,6 +354,7 @@ def _gated(call: Call, made: list[Channels]) -> list[Channels]:
             closed = valuation.closed(call, gate) if gate.places else None
             if closed is None:
                 continue
+            valuation.zeroed(call, np.compress(closed, gate.labels, gate.axis))
             for place in gate.places:
                 shape = [1] * made[place.output].ndim
                 shape[place.axis] = place.gates.size
@@ -367,6 +387,8 @@ def _keep_rectangular(result: Flow) -> None:
             if len(varies) > 1:
                 keep = max(varies, key=lambda axis: (labels.shape[axis], axis))
                 table.tie_along(labels, keep)
+                op = describe(result.made_by[id(channels)])
+                result.note_ties(f"{op}, whose output has them along several axes")
                 tied = True
         if not tied:
             return

@@ -26,7 +26,8 @@ class Group:
         layers: the paths of the layers that make the channels.
         roots: the label of each slot, `(size,)`.
         filters: how many filters each slot has, `(size,)`.
-        reason: why no slot can be removed; `None` if they can.
+        reason: why no slot can be removed; `None` if they can. A single slot cannot,
+            for the tensors that it is in would be left without channels.
         kind: what sort of channels they are: see `filterprune.channels.kinds`.
     """
 
@@ -115,7 +116,19 @@ class Analysis:
         first = int(roots[0])
         gates = [gate for path in dict.fromkeys(layers) for gate in self._by_path[path]]
         kind = kind_of(gates, self.roots, self._marks.get(first, ()))
-        return Group(layers, roots, filters, self.reasons.get(first), kind)
+        reason = self.reasons.get(first)
+        if reason is None and roots.size == 1:
+            reason = self._why_single(gates, first)
+        return Group(layers, roots, filters, reason, kind)
+
+    def _why_single(self, gates: list[Gate], root: int) -> str:
+        """Why a group has one slot, which is all that its tensors have."""
+        for gate in gates:
+            labels = gate.labels[self.roots[gate.labels] == root]
+            if np.unique(labels).size > 1:
+                by = self.flow.tied_by(labels)
+                return f"all its channels are tied together by {by}"
+        return "it is a single channel, and a tensor cannot be left without any"
 
     @functools.cached_property
     def _by_path(self) -> dict[str, list[Gate]]:
@@ -279,14 +292,32 @@ def study(model, excluded: Callable[[Call], bool] | None = None) -> Analysis:
     """
     result = flow(model)
     excluded = excluded or (lambda call: False)
-    masked = any(call.mask is not None for call in result.calls)
+    if any(call.mask is not None for call in result.calls):
+        return Analysis(result, lambda call: call.mask is not None, excluded)
+    wanted = [call for call in result.calls if needs_gate(call) and not excluded(call)]
+    found = {id(call) for call in wanted}
+    behind = [call for call in wanted if any(gate.behind for gate in call.gates)]
+    if behind:
+        found -= _not_needed(result, behind, found, excluded)
+    return Analysis(result, lambda call: id(call) in found, excluded)
 
-    def gated(call: Call) -> bool:
-        if masked:
-            return call.mask is not None
-        return not excluded(call) and needs_gate(call)
 
-    return Analysis(result, gated, excluded)
+def _not_needed(result: Flow, behind: list[Call], wanted: set[int], excluded):
+    """Calls without whose gates the same channels can be removed."""
+
+    def stuck(gated: set[int]) -> np.ndarray:
+        analysis = Analysis(result, lambda call: id(call) in gated, excluded)
+        found = np.zeros(result.table.count, bool)
+        found[list(analysis.reasons)] = True
+        return found
+
+    roots = result.table.roots()
+    freed = stuck(wanted - {id(call) for call in behind}) & ~stuck(wanted)
+    return {
+        id(call)
+        for call in behind
+        if not any(freed[roots[gate.labels]].any() for gate in call.gates)
+    }
 
 
 __all__ = ["Analysis", "Group", "describe", "needs_gate", "study"]

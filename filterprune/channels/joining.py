@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from filterprune.channels.binding import bind_weights, note_resizing
+from filterprune.channels.binding import bind_weights, gate_output, note_resizing
 from filterprune.channels.calls import current
 from filterprune.channels.constants import GENERIC, spread, values_along
 from filterprune.channels.labels import Channels, fit
-from filterprune.channels.verbs import along
+from filterprune.channels.verbs import along, gated_axis
 
 
 def join(
@@ -51,6 +51,8 @@ def join(
         table.tie(tied[0], labels)
     labels = np.broadcast_arrays(*tied)[0] if len(tied) > 1 else tied[0]
     output = Channels(shape, labels)
+    if any(x.constant is not None and x.constant.size > 1 for x in xs):
+        _gate_behind(output, xs, combine)
 
     def worth(valuation, values):
         operands = []
@@ -65,6 +67,7 @@ def join(
             if zero_wins:
                 zero = _zero_whatever(combine, xs, operands, ties)
                 result = np.where(zero, 0.0, result)
+        result = np.where(np.isfinite(result), result, np.nan)
         result = fit(
             result.reshape((1,) * (len(shape) - result.ndim) + result.shape),
             labels.shape,
@@ -74,6 +77,27 @@ def join(
 
     call.step(given, [output], worth)
     return output
+
+
+def _gate_behind(output: Channels, xs, combine) -> None:
+    """Let gates close what a constant makes of absent channels, if not zeros.
+
+    Not for a mere number such as the `1e-3` in `ops.sqrt(x * x + 1e-3)`, whose
+    gradient at zero is none: what it makes is one, too, for biases to take.
+    """
+    call = current()
+    if "float" not in call.node.outputs[0].dtype:
+        return
+    operands = [0.0 if x.constant is None else x.constant for x in xs]
+    with np.errstate(all="ignore"):
+        made = np.asarray(combine(*operands), "float64")
+    if made.any() and np.isfinite(made).all():  # zero times infinity is no zero
+        axis = gated_axis(call, output)
+        whole = list(output.labels.shape)
+        whole[axis] = output.size(axis)
+        if whole[axis] != 1:
+            labels = np.broadcast_to(output.labels, whole)
+            gate_output(labels, axis % output.ndim, (), {}, makes=False, behind=True)
 
 
 def _zero_whatever(combine, xs, values, ties) -> np.ndarray:

@@ -91,6 +91,11 @@ class LabelTable:
         self._pins: list[tuple[np.ndarray, str]] = []
         self._roots: np.ndarray | None = None
 
+    @property
+    def ties(self) -> int:
+        """How many times labels were tied."""
+        return len(self._ties)
+
     def new(self, *shape: int) -> np.ndarray:
         """Fresh labels of the given shape."""
         size = int(np.prod(shape))
@@ -109,6 +114,34 @@ class LabelTable:
         if apart.any():
             self._ties.append((a[apart], b[apart]))
             self._roots = None
+
+    def step_tying(self, labels: np.ndarray, steps: np.ndarray) -> int:
+        """After which step labels that are tied in the end all were.
+
+        Args:
+            labels: the labels.
+            steps: how many ties there were after each step, in order.
+        """
+        roots = self.roots()
+        root = roots[labels.flat[0]]
+        inside = np.flatnonzero(roots == root)
+        left, right, number = [], [], []
+        for i, (a, b) in enumerate(self._ties):
+            own = roots[a] == root
+            left.append(np.searchsorted(inside, a[own]))
+            right.append(np.searchsorted(inside, b[own]))
+            number.append(np.full(own.sum(), np.searchsorted(steps, i, "right")))
+        found = [np.concatenate(part) for part in (left, right, number)]
+        sought = np.searchsorted(inside, np.unique(labels))
+        low, high = 0, steps.size
+        while low < high:
+            middle = (low + high) // 2
+            before = found[2] <= middle
+            tied = components(inside.size, found[0][before], found[1][before])
+            low, high = (
+                (low, middle) if np.ptp(tied[sought]) == 0 else (middle + 1, high)
+            )
+        return low
 
     def tie_along(self, labels: np.ndarray, axis: int) -> np.ndarray:
         """Tie all positions but those along `axis`; the labels along it."""

@@ -188,6 +188,12 @@ def own_parts(layer) -> list:
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+def widths_of(layer, axis: int) -> set:
+    """The sizes along an axis of what a layer made in all of its calls."""
+    made = [node.outputs[0].shape for node in layer._inbound_nodes]
+    return {shape[axis] for shape in made if -len(shape) <= axis < len(shape)}
+
+
 def members_of(layer) -> list[tuple[str, Any]]:
     """The attributes of a layer that may hold layers, with their names."""
     own = {**vars(layer), **(vars(layer).get("_modules") or {})}  # on PyTorch
@@ -266,7 +272,7 @@ def copy_operation(op, **changes):
     Its config is changed along, because that is what a file holds.
     """
     changes = keras.tree.map_structure(_plain_number, changes)
-    fresh = copy.copy(op)
+    fresh = _blank(type(op))  # `copy.copy` wants a config, which arrays do not have
     fresh.__dict__ = {**op.__dict__, "_inbound_nodes": [], "_outbound_nodes": []}
     fresh.__dict__.update(changes)
     given = getattr(op, "_auto_config", None)

@@ -127,8 +127,15 @@ class Valuation:
                 "cannot take into its bias",
             )
 
-    def agree(self, call: Call, labels) -> None:
-        """A layer takes statistics over channels: open gates and no others."""
+    def agree(self, call: Call, labels, name: str = "") -> None:
+        """A layer takes statistics over channels: open gates and no others.
+
+        Args:
+            call: the call of the layer.
+            labels: those of the channels.
+            name: which of its gates leave a channel out: those of the output, or
+                others, which zero what is left of one in a plain layer too.
+        """
         roots = self.flow.table.roots()[labels]
         dead = self.dead[roots]
         if self.hypothetical:
@@ -136,11 +143,11 @@ class Valuation:
         elif call.mask is None:
             closed = np.zeros_like(dead)
         else:
-            closed = call.gates[0].closed()
+            closed = next(g for g in call.gates if g.name == name).closed()
         for root in np.unique(roots[dead & ~closed]):
             reason = f"{describe(call.op)} takes its statistics over it"
             self.stuck.setdefault(int(root), reason)
-        if (closed & ~dead).any():
+        if not name and (closed & ~dead).any():
             self.conflicts[call.path] = int((closed & ~dead).sum())
 
     def changed(self, call: Call, labels, result) -> None:
@@ -150,6 +157,12 @@ class Valuation:
         bad = roots[self.dead[roots] & ~(result == 0)]
         self._changer[bad[self._changer[bad] < 0]] = len(self._changers)
         self._changers.append(describe(call.op))
+
+    def zeroed(self, call: Call, labels) -> None:
+        """Forget that a call changed dead channels: its gates make zeros of them."""
+        roots = self.flow.table.roots()[labels].ravel()
+        mine = [i for i, name in enumerate(self._changers) if name == describe(call.op)]
+        self._changer[roots[np.isin(self._changer[roots], mine)]] = -1
 
     def _changed(self, root: int) -> str | None:
         """What made a dead channel something else than zero, if anything did."""

@@ -188,7 +188,7 @@ def same(
     if elementwise and not weights:
         labels = x.labels
         read = made = np.zeros(0, int)
-        to = _gated_axis(call, x)
+        to = gated_axis(call, x)
         note_resizing(resize, {})
     else:
         read = along(x, axis)
@@ -378,7 +378,7 @@ def barrier(reason: str) -> Channels:
     raise Ambiguous(reason)
 
 
-def _gated_axis(call, x: Channels) -> int:
+def gated_axis(call, x: Channels) -> int:
     """The axis that a gate on an element-wise layer runs along."""
     if call.mask is not None:
         return call.mask.axis

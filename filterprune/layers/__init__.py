@@ -26,6 +26,7 @@ from filterprune.layers.normalising import (
     MaskedLayerNormalization,
     MaskedRMSNormalization,
     MaskedSoftmax,
+    MaskedSpectralNormalization,
     MaskedUnitNormalization,
 )
 from filterprune.layers.recurrent import (
@@ -72,5 +73,6 @@ __all__ = [
     "MaskedSeparableConv2D",
     "MaskedSimpleRNN",
     "MaskedSoftmax",
+    "MaskedSpectralNormalization",
     "MaskedUnitNormalization",
 ]

@@ -1,6 +1,7 @@
 """Masked layers that take statistics over channels: over open gates only."""
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from filterprune.layers.base import Masked, masks
@@ -10,7 +11,8 @@ class _OverOpenGates(Masked):
     """Base of the masked layers that normalise over channels.
 
     A subclass computes the normalised inputs in `_normalised`; weights, gates
-    and dtypes are handled here.
+    and dtypes are handled here. A gate that is neither 0 nor 1 counts as open in
+    statistics, and multiplies the output alone: a plain layer can do that too.
     """
 
     scale_name = "gamma"
@@ -18,21 +20,23 @@ class _OverOpenGates(Masked):
 
     def call(self, inputs, training=None, mask=None):
         dtype = "float32" if self.compute_dtype in _HALF else self.compute_dtype
-        shape = [1] * len(inputs.shape)
-        shape[self.gated_axis] = self.gate.shape[0]
-        gate = ops.reshape(ops.cast(self.gate, dtype), shape)
-        x = ops.cast(inputs, dtype) * gate
-        outputs = self._normalised(x, gate)
-        axes = self._weight_axes(len(shape))
-        for name, combine in (
-            (self.scale_name, ops.multiply),
-            (self.shift_name, ops.add),
-        ):
+        gate = _along(ops.cast(self.gate, dtype), self.gated_axis, len(inputs.shape))
+        opened = _opened(gate)
+        outputs = self._normalised(ops.cast(inputs, dtype) * opened, opened)
+        # Not `ops.add`: TensorFlow's takes a vector along any axis for a bias of the
+        # last one, or of the second, if there are as many channels.
+        for name in (self.scale_name, self.shift_name):
             weight = getattr(self.layer, name, None)
             if weight is not None:
-                sizes = [n if i in axes else 1 for i, n in enumerate(inputs.shape)]
-                outputs = combine(outputs, ops.reshape(ops.cast(weight, dtype), sizes))
+                weight = self._spread(ops.cast(weight, dtype), inputs.shape)
+                scales = name == self.scale_name
+                outputs = outputs * weight if scales else outputs + weight
         return ops.cast(outputs * gate, self.compute_dtype)
+
+    def _spread(self, weight, shape):
+        """A weight with an axis for each of the inputs'."""
+        axes = self._weight_axes(len(shape))
+        return ops.reshape(weight, [n if i in axes else 1 for i, n in enumerate(shape)])
 
     def _weight_axes(self, ndim):
         axis = self.layer.axis
@@ -52,6 +56,16 @@ class _OverOpenGates(Masked):
 
 
 _HALF = ("float16", "bfloat16")
+
+
+def _along(gate, axis, ndim):
+    """Gates along one axis of a tensor of so many axes."""
+    return ops.reshape(gate, [-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _opened(gate):
+    """1 where a gate is open, be it in part, else 0."""
+    return ops.cast(ops.not_equal(gate, 0), gate.dtype)
 
 
 @masks(layers.LayerNormalization)
@@ -104,14 +118,60 @@ class MaskedGroupNormalization(_OverOpenGates):
         return ops.reshape(centred * ops.rsqrt(variance + self.layer.epsilon), shape)
 
 
+@masks(layers.SpectralNormalization)
+class MaskedSpectralNormalization(Masked):
+    """A `SpectralNormalization` whose norm runs over open gates only.
+
+    A channel that is read through a closed gate adds nothing to the norm.
+
+    Attributes:
+        gates: a dict of non-trainable weights: `""` for the output, `(channels,)`,
+            and `"read"` for the channels that the kernel reads.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if training:
+            self._divide_by_norm()
+        return self._gated_call(inputs, training=False, mask=mask)
+
+    def _divide_by_norm(self):
+        """Divide the kernel by an estimate of its spectral norm, as Keras does."""
+        kernel, vector_u = self.layer.kernel, self.layer.vector_u
+        opened = ops.cast(kernel, kernel.dtype)
+        for number, plan in enumerate(self._plans):
+            opened = opened * self._opened_along(plan, number, opened)
+        rows = ops.reshape(opened, (-1, kernel.shape[-1]))
+        u = ops.cast(vector_u, kernel.dtype)
+        for _ in range(self.layer.power_iterations):
+            v = ops.normalize(ops.matmul(u, ops.transpose(rows)), axis=None)
+            u = ops.normalize(ops.matmul(v, rows), axis=None)
+        u, v = ops.stop_gradient(u), ops.stop_gradient(v)
+        norm = ops.matmul(ops.matmul(v, rows), ops.transpose(u))
+        zero = ops.all(ops.equal(opened, 0))
+        vector_u.assign(ops.where(zero, vector_u, u))
+        norm = ops.reshape(ops.where(zero, ops.ones_like(norm), norm), ())
+        kernel.assign(ops.cast(kernel, kernel.dtype) / norm)
+
+    def _opened_along(self, plan, number, kernel):
+        """1 where the kernel has open gates, else 0, along the axis of those gates."""
+        name = "kernel" if hasattr(self.layer.layer, "kernel") else "embeddings"
+        name = f"layer.{name}"
+        if number:
+            axis = plan.weights[name].shape.index(plan.size)
+        else:
+            axis = plan.makers[name]
+        size = kernel.shape[axis]
+        places = np.arange(size) * (plan.size // size)  # of a depthwise multiplier
+        gate = self._gates(plan, places, kernel.dtype)
+        return _along(_opened(gate), axis, len(kernel.shape))
+
+
 def _over_open_gates(layer, inputs, gate, axis, **kwargs):
     """Run a softmax so that closed channels get no share of it."""
-    shape = [1] * len(inputs.shape)
-    shape[axis] = gate.shape[0]
-    gate = ops.reshape(ops.cast(gate, inputs.dtype), shape)
+    gate = _along(ops.cast(gate, inputs.dtype), axis, len(inputs.shape))
+    opened = _opened(gate)
     low = -3e4 if "16" in str(inputs.dtype) else -1e9  # whose exponential is zero
-    closed = ops.cast(ops.equal(gate, 0), inputs.dtype)
-    return layer.call(inputs * gate + closed * low, **kwargs) * gate
+    return layer.call(inputs * opened + (1 - opened) * low, **kwargs) * gate
 
 
 @masks(layers.Softmax)

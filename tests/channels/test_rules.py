@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import sequences
-from exactness import check_exact, close_at_random, randomise
+from exactness import check_exact, close_at_random, randomise, to_numpy
 from keras import layers, ops
 
 import filterprune
@@ -69,6 +69,17 @@ def between(op, count=2, **kwargs):
     return build
 
 
+def twice(function, *widths):
+    """One activation layer called on several tensors."""
+
+    def build():
+        x, shared = image(2), layers.Activation(function)
+        maps = [shared(feature_map(x, 2, filters=width)) for width in widths]
+        return keras.Model(x, read(layers.Concatenate()(maps)))
+
+    return build
+
+
 def gated_by(op):
     """A map and a vector of its size, as in squeeze-and-excite."""
 
@@ -96,6 +107,18 @@ def dense_to_image():
     y = layers.Dense(4 * 4 * 6, activation="relu")(x)
     y = layers.Reshape((4, 4, 6))(y)
     return keras.Model(x, read(y))
+
+
+def channels_first(layer, width=6):
+    """A layer on maps whose channels come first, of so many columns."""
+
+    def build(x):
+        y = x[:, :, : width - 6] if width > 6 else None
+        x = x if y is None else ops.concatenate([x, y], axis=2)
+        y = fresh(layer)(layers.Permute((3, 1, 2))(x))
+        return layers.Permute((2, 3, 1))(y)
+
+    return build
 
 
 def constant_normalization(y):
@@ -126,6 +149,21 @@ def film(*inner, frames=3):
 
 def feature_map_layer():
     return layers.Conv2D(8, 3, padding="same", activation="relu")
+
+
+def with_table(merge):
+    """A layer that merges a tensor and a constant."""
+    return lambda x: merge()([x, TABLE])
+
+
+def cosine(axes, other=lambda x: x):
+    """Cosines of a tensor and another, of dense layers or what they are read by."""
+
+    def build(x):
+        y = other(layers.Dense(x.shape[-1], activation="relu")(x))
+        return layers.Dot(axes, normalize=True)([x, y])
+
+    return build
 
 
 def select(softmax, axis=1):
@@ -262,8 +300,12 @@ CASES = {
         dense(layers.BatchNormalization()),
     ],
     layers.Activation: [
-        through(2, layers.Activation(name))
-        for name in ("relu", "sigmoid", "softplus", "hard_sigmoid", "softmax", "gelu")
+        *(
+            through(2, layers.Activation(name))
+            for name in ("relu", "sigmoid", "softplus", "hard_sigmoid")
+        ),
+        *(through(2, layers.Activation(name)) for name in ("softmax", "gelu")),
+        *(twice("sigmoid", *widths) for widths in ((8, 8), (8, 6), (8, 8, 6, 8))),
     ],
     layers.ReLU: [
         through(2, layers.ReLU(6.0, 0.1)),
@@ -275,6 +317,9 @@ CASES = {
         through(2, layers.PReLU(alpha_initializer="ones")),
         through(2, layers.PReLU(shared_axes=[1, 2])),
         through(2, layers.PReLU(shared_axes=[1, 2, 3])),
+        through(2, channels_first(layers.PReLU(alpha_initializer="ones"))),
+        through(2, channels_first(layers.PReLU(shared_axes=[2, 3]))),
+        through(2, channels_first(layers.PReLU(shared_axes=[1, 2]))),
         dense(layers.PReLU()),
     ],
     layers.Softmax: [
@@ -287,6 +332,8 @@ CASES = {
         through(2, layers.Rescaling(2.0)),
         through(2, layers.Rescaling(2.0, offset=-1.0)),
         through(2, layers.Rescaling(list(range(1, 9)), offset=list(range(8)))),
+        through(2, channels_first(layers.Rescaling(list(range(1, 7))))),
+        through(2, channels_first(layers.Rescaling(list(range(1, 9))), width=8)),
     ],
     layers.Normalization: [
         through(2, constant_normalization),
@@ -321,6 +368,12 @@ CASES = {
     layers.Dot: [
         through(2, lambda x: layers.Dot(3)([x, x])),
         through(1, lambda x: layers.Dot((2, 2))([x, layers.ReLU()(x)])),
+        through(1, cosine(-1)),
+        through(1, lambda x: layers.Dot(1)([x, layers.Dense(6)(x)])),
+        through(1, cosine(1)),
+        through(1, cosine(1, lambda x: ops.mean(x, -1, keepdims=True))),
+        through(1, cosine((2, 1), lambda x: layers.Permute((2, 1))(x))),
+        dense(cosine(-1)),
     ],
     **{
         getattr(layers, f"Adaptive{kind}Pooling{rank}D"): [
@@ -347,13 +400,20 @@ CASES = {
     layers.Add: [
         between(layers.Add()),
         between(layers.Add(), count=3),
+        through(2, with_table(layers.Add)),
         gated_by(layers.Add()),
     ],
-    layers.Subtract: [between(layers.Subtract())],
+    layers.Subtract: [
+        between(layers.Subtract()),
+        through(2, with_table(layers.Subtract)),
+    ],
     layers.Multiply: [between(layers.Multiply()), gated_by(layers.Multiply())],
-    layers.Average: [between(layers.Average(), count=3)],
-    layers.Maximum: [between(layers.Maximum())],
-    layers.Minimum: [between(layers.Minimum())],
+    layers.Average: [
+        between(layers.Average(), count=3),
+        through(2, with_table(layers.Average)),
+    ],
+    layers.Maximum: [between(layers.Maximum()), through(2, with_table(layers.Maximum))],
+    layers.Minimum: [between(layers.Minimum()), through(2, with_table(layers.Minimum))],
     layers.Concatenate: [
         between(layers.Concatenate()),
         between(layers.Concatenate(axis=1), count=3),
@@ -372,16 +432,23 @@ CASES = {
     ],
     layers.RepeatVector: [dense(layers.RepeatVector(3))],
     layers.Identity: [through(2, layers.Identity())],
-    layers.Dropout: [through(2, layers.Dropout(0.5))],
+    layers.Dropout: [
+        through(2, layers.Dropout(0.5)),
+        through(2, layers.Dropout(0.5, noise_shape=(None, 1, 1, 8))),
+    ],
     layers.GaussianDropout: [through(2, layers.GaussianDropout(0.5))],
     layers.GaussianNoise: [through(2, layers.GaussianNoise(0.5))],
-    layers.AlphaDropout: [through(2, layers.AlphaDropout(0.5))],
+    layers.AlphaDropout: [
+        through(2, layers.AlphaDropout(0.5)),
+        through(2, layers.AlphaDropout(0.5, noise_shape=(None, 6, 1, 8))),
+    ],
     layers.ActivityRegularization: [through(2, layers.ActivityRegularization(0.1))],
     layers.Masking: [dense(layers.Masking()), through(2, layers.Masking())],
     layers.TimeDistributed: [
         film(layers.Conv2D(6, 3, activation="relu")),
         film(layers.Conv2D(6, 3, activation="sigmoid")),
         film(layers.DepthwiseConv2D(3, depth_multiplier=2)),
+        film(layers.SpectralNormalization(layers.Conv2D(6, 3))),
         film(layers.Conv2D(8, 1), layers.BatchNormalization(), layers.ReLU()),
         film(layers.MaxPooling2D(), layers.Flatten(), layers.Dense(6)),
         film(layers.Conv2D(6, 3), layers.GlobalAveragePooling2D(), frames=None),
@@ -394,6 +461,7 @@ CASES = {
             lambda: layers.Conv2DTranspose(6, 3, strides=2),
             lambda: layers.DepthwiseConv2D(3, activation="tanh"),
             lambda: layers.Dense(6),
+            lambda: layers.Conv2D(6, 3, groups=2, activation="sigmoid"),
         )
     ],
 }
@@ -409,6 +477,7 @@ CONSTANTS = [
     WINDOW.reshape(6, 1),
     WINDOW.reshape(6, 1, 1) * WINDOW.reshape(6, 1) * ARRAY,
 ]
+TABLE = np.random.default_rng(2).normal(size=(1, 6, 6, 8)).astype("float32")
 KERNEL = np.random.default_rng(1).normal(size=(3, 3, 8, 1)).astype("float32")
 MATRIX = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
 
@@ -483,8 +552,15 @@ OPERATIONS = {
         *on_two(ops.add),
         *on_map(lambda x: x + 1.5, lambda x: x + ARRAY),
         *on_map(*[lambda x, c=c: ops.relu(x + c) * x for c in CONSTANTS]),
+        *on_map(*[lambda x, c=c: x + c for c in CONSTANTS]),
+        *on_map(lambda x: layers.BatchNormalization()(x) + TABLE),
+        *on_map(lambda x: ops.add(TABLE, x)),
+        *on_map(lambda x: x + ops.convert_to_tensor(TABLE)),
     ],
-    "Subtract": [*on_two(ops.subtract), *on_map(lambda x: 1 - x)],
+    "Subtract": [
+        *on_two(ops.subtract),
+        *on_map(lambda x: 1 - x, lambda x: ops.subtract(TABLE, x), lambda x: x - TABLE),
+    ],
     "Multiply": [
         *on_two(ops.multiply),
         gated_by(lambda maps: maps[0] * maps[1]),
@@ -508,8 +584,8 @@ OPERATIONS = {
     "FloorDivide": on_map(lambda x: ops.floor_divide(x, 0.3)),
     "Mod": on_map(lambda x: ops.mod(x, 0.7)),
     "Power": on_map(lambda x: x**2.0),
-    "Maximum": on_two(ops.maximum),
-    "Minimum": on_map(lambda x: ops.minimum(x, 0.3)),
+    "Maximum": [*on_two(ops.maximum), *on_map(lambda x: ops.maximum(x, TABLE))],
+    "Minimum": on_map(lambda x: ops.minimum(x, 0.3), lambda x: ops.minimum(TABLE, x)),
     "Equal": compare(ops.equal),
     "NotEqual": compare(ops.not_equal),
     "Greater": compare(ops.greater),
@@ -524,6 +600,8 @@ OPERATIONS = {
     "LogicalXor": on_two(lambda a, b: ops.where(ops.logical_xor(a > 1, b > 1), a, b)),
     "Where": on_map(
         lambda x: ops.where(x > 0.2, x, 0.0),
+        lambda x: ops.where(x > 0.2, x, TABLE),
+        lambda x: ops.where(x < 0.2, TABLE, x),
         lambda x: ops.where(ops.mean(x, -1, keepdims=True) > 0.1, x, ops.zeros_like(x)),
     ),
     "Fmax": on_two(ops.fmax),
@@ -540,6 +618,11 @@ OPERATIONS = {
     "BatchNorm": on_map(
         lambda x: ops.batch_normalization(x, ARRAY, ARRAY**2, axis=-1),
         lambda x: ops.batch_normalization(x, ARRAY, ARRAY**2, -1, ARRAY, ARRAY + 1),
+    ),
+    "ReLU": on_map(
+        keras.activations.relu,
+        lambda x: keras.activations.relu(x, negative_slope=0.1, max_value=6.0),
+        lambda x: keras.activations.relu(x, threshold=0.5),
     ),
     "Normalize": on_map(
         lambda x: ops.normalize(x),
@@ -594,7 +677,10 @@ OPERATIONS = {
         lambda x: ops.flip(x, (2, -1)),
     ),
     "Repeat": on_map(
-        lambda x: ops.repeat(x, 2, axis=-1), lambda x: ops.repeat(x, 2, 1)
+        lambda x: ops.repeat(x, 2, axis=-1),
+        lambda x: ops.repeat(x, 2, 1),
+        lambda x: ops.repeat(x, np.array([1, 2, 1, 3, 1, 1, 2, 1]), axis=-1),
+        lambda x: ops.repeat(x, [1, 2, 1, 3, 1, 1], axis=1),
     ),
     "Tile": on_map(lambda x: ops.tile(x, (1, 1, 2, 2))),
     "DepthToSpace": on_map(lambda x: ops.depth_to_space(x, 2)),
@@ -697,8 +783,17 @@ OPERATIONS = {
     "GaussianBlur": on_map(lambda x: ops.image.gaussian_blur(x)),
     "AveragePool": on_map(lambda x: ops.average_pool(x, 2, padding="same")),
     "Cast": on_map(lambda x: ops.cast(x, "float32")),
-    "Clip": on_map(lambda x: ops.clip(x, 0.1, 0.5)),
-    "LeakyRelu": on_map(lambda x: ops.leaky_relu(x, 0.1)),
+    "Clip": on_map(
+        lambda x: ops.clip(x, 0.1, 0.5),
+        lambda x: ops.clip(x, -1.0, np.linspace(0.1, 1, 8)),
+        lambda x: ops.clip(x, np.linspace(0.1, 1, 8), 1.5),
+        lambda x: ops.clip(x, 0.0, np.linspace(0.1, 1, 6).reshape(6, 1, 1)),
+        lambda x: ops.clip(x, *np.linspace(-1, 1, 96).reshape(2, 6, 1, 8)),
+        lambda x: ops.clip(x, 0.0, ops.linspace(0.1, 1.0, 8)),
+    ),
+    "LeakyRelu": on_map(
+        lambda x: ops.leaky_relu(x, 0.1),
+    ),
     "HardShrink": on_map(lambda x: ops.hard_shrink(x, 0.5)),
     "SoftShrink": on_map(lambda x: ops.soft_shrink(x, 0.5)),
     "Threshold": on_map(lambda x: ops.threshold(x, 0.5, 0.2)),
@@ -809,6 +904,29 @@ def test_a_reshape_that_parts_the_channels_of_a_sample_is_a_barrier(shape):
     assert "channels differ along an axis of unknown size" in barrier
 
 
+@pytest.mark.parametrize("make", [layers.LayerNormalization, layers.RMSNormalization])
+def test_a_norm_that_keras_runs_along_another_axis_is_a_barrier(make):
+    """Of RMSNormalization the scale; on PyTorch all of LayerNormalization."""
+    x = keras.Input((8, 6, 3))
+    y = layers.Permute((3, 1, 2))(layers.Conv2D(6, 3, padding="same")(x))
+    y = make(axis=1)(y)
+    model = keras.Model(x, layers.Conv2D(2, 3)(layers.Permute((2, 3, 1))(y)))
+    values = np.random.default_rng(0).normal(size=(2, 6, 8, 6)).astype("float32")
+    norm = randomise(model.layers[3])
+    weights = [to_numpy(weight)[:, None, None] for weight in norm.weights]
+    centred = values
+    if make is layers.LayerNormalization:
+        centred = values - values.mean(1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(1, keepdims=True) + norm.epsilon)
+    expected = expected * weights[0] + sum(weights[1:])
+    found = to_numpy(norm(values))
+    right = np.allclose(found, expected, atol=1e-4)
+    barriers = filterprune.analyze(model).barriers
+    assert right == (barriers == ())
+    if not right:
+        assert "does not normalise along `axis=" in barriers[0]
+
+
 def test_every_registered_layer_has_a_case():
     ours = {cls for cls in registered_layers() if cls.__module__.startswith("keras.")}
     assert ours == set(CASES)
@@ -841,6 +959,42 @@ def test_an_operation_that_cannot_be_explained_says_why(reason):
     model = through(2, REFUSED[reason])()
     (barrier,) = filterprune.analyze(model).barriers
     assert reason in barrier
+
+
+# Functions of `keras.activations` that Keras 3.15 does not run on symbolic tensors,
+# and those that couple channels.
+NOT_SYMBOLIC = {"mish", "hard_silu", "hard_swish", "sparsemax"}
+COUPLING = {"softmax", "log_softmax"}
+ACTIVATIONS = {
+    name: function
+    for name, function in vars(keras.activations).items()
+    if callable(function) and name not in ("deserialize", "get", "serialize")
+}
+ACTIVATIONS["threshold"] = lambda x: keras.activations.threshold(x, 0.5, 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) - NOT_SYMBOLIC))
+def test_a_function_of_keras_activations_on_a_tensor_is_pruned_or_says_why(name):
+    model = randomise(through(2, ACTIVATIONS[name])())
+    report = filterprune.analyze(model)
+    assert report.barriers == ()
+    if name in COUPLING:
+        assert "couples its channels" in report.groups[0].reason
+        return
+    assert report.groups[0] in report.prunable
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    small = check_exact(masked, limit=1e-5)
+    assert small.count_params() < model.count_params()
+
+
+@pytest.mark.parametrize("name", sorted(NOT_SYMBOLIC))
+def test_other_functions_of_keras_activations_do_not_run_on_symbolic_tensors(name):
+    """Once Keras runs them, they must be tried above."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("it depends on the backend")
+    with pytest.raises(ValueError, match="KerasTensor"):
+        ACTIVATIONS[name](keras.Input((4,)))
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "sparsemax"])

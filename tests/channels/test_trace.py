@@ -15,6 +15,7 @@ from filterprune.channels.trace import (
     is_keras_operation,
     metric_functions,
     trace,
+    widths_of,
 )
 
 
@@ -138,3 +139,12 @@ def test_a_copy_that_is_built_leaves_the_original_unbuilt():
     assert not layer.built and not layer.weights
     layer(np.zeros((1, 7)))
     assert copied.alpha.shape == (4,) and layer.alpha.shape == (7,)
+
+
+def test_the_widths_of_a_layer_are_those_of_all_its_calls():
+    relu = layers.ReLU()
+    assert widths_of(relu, -1) == set()
+    for shape in ((4, 6), (4, 6), (3, 8)):
+        relu(keras.Input(shape))
+    assert widths_of(relu, -1) == {6, 8}
+    assert widths_of(relu, 1) == {3, 4}

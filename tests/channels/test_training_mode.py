@@ -102,3 +102,73 @@ def test_a_norm_of_the_kernel_taken_anew_in_each_call_is_a_barrier():
     x = np.random.default_rng(0).normal(1, 2, (4, 6, 6, 3))
     expected, received = to_numpy(masked(x)), to_numpy(small(x))
     np.testing.assert_allclose(received, expected, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: layers.Conv2D(6, 3),
+        lambda: layers.Conv2D(6, 3, activation="sigmoid"),
+        lambda: layers.Conv2D(6, 3, groups=2),
+        lambda: layers.Conv2D(16, 3, groups=8),
+        lambda: layers.Conv2DTranspose(6, 3, strides=2),
+        lambda: layers.DepthwiseConv2D(3, depth_multiplier=2),
+        lambda: layers.DepthwiseConv2D(3, activation="softplus"),
+        lambda: layers.Dense(6),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_spectral_normalization_is_exact_in_training(inner, steps):
+    """The norm of the kernel leaves out closed channels, read and made."""
+    norm = layers.SpectralNormalization(inner(), power_iterations=2, name="norm")
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(x)
+    model = randomise(keras.Model(x, layers.Conv2D(2, 3)(norm(y))))
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    small = filterprune.compact(masked)
+    assert small.get_layer("first").filters == 4
+    images = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("float32")
+    for _ in range(steps):  # each divides the kernel, and goes on from the last
+        found, expected = small(images, training=True), masked(images, training=True)
+        np.testing.assert_allclose(to_numpy(found), to_numpy(expected), 1e-4, 1e-5)
+    assert difference(masked, small) < 1e-5
+
+
+def test_open_gates_leave_spectral_normalization_as_it_is():
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(8, 3, activation="relu")(x)
+    y = layers.SpectralNormalization(layers.Conv2D(6, 3))(y)
+    model = randomise(keras.Model(x, layers.Conv2D(2, 2)(y)))
+    masked = filterprune.wrap_model(model)
+    images = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("float32")
+    for _ in range(2):
+        found, expected = masked(images, training=True), model(images, training=True)
+        np.testing.assert_allclose(to_numpy(found), to_numpy(expected), 1e-4, 1e-5)
+
+
+def test_closed_filters_keep_their_weights_in_spectral_normalization():
+    """But for the common factor, so that they can open again."""
+    x = keras.Input((5,))
+    y = layers.Dense(8, activation="relu", name="first")(x)
+    y = layers.SpectralNormalization(layers.Dense(6), name="norm")(y)
+    model = randomise(keras.Model(x, layers.Dense(2)(y)))
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    before = to_numpy(masked.get_layer("norm").layer.kernel).copy()
+    masked(np.ones((4, 5)), training=True)
+    after = to_numpy(masked.get_layer("norm").layer.kernel)
+    np.testing.assert_allclose(after / before, (after / before)[0, 0], 1e-4)
+
+
+def test_a_channel_that_an_open_gate_reads_stays_in_the_norm():
+    x = keras.Input((5,))
+    y = layers.Dense(8, activation="relu", name="first")(x)
+    y = layers.SpectralNormalization(layers.Dense(6), name="norm")(y)
+    masked = filterprune.wrap_model(randomise(keras.Model(x, layers.Dense(2)(y))))
+    masked.get_layer("first").gate.assign([0.0, 0.0, *[1.0] * 6])
+    with pytest.warns(filterprune.PruningWarning, match="`norm`.* statistics over it"):
+        small = filterprune.compact(masked)
+    inputs = np.random.default_rng(0).normal(size=(4, 5)).astype("float32")
+    found, expected = small(inputs, training=True), masked(inputs, training=True)
+    np.testing.assert_allclose(to_numpy(found), to_numpy(expected), 1e-4, 1e-5)

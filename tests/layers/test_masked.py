@@ -155,6 +155,9 @@ CASES = {
     "LayerNormalization axis=1": Case(
         case(layers.LayerNormalization, axis=1), (4, 6, 5), 1, NORM, True
     ),
+    "LayerNormalization axis=1, as many columns": Case(
+        case(layers.LayerNormalization, axis=1), (4, 6, 4), 1, NORM, True
+    ),
     "RMSNormalization": Case(
         case(layers.RMSNormalization), (6, 4), -1, {"scale": (-1,)}, True
     ),
@@ -171,6 +174,9 @@ CASES = {
         1,
         {"gamma": (-1,)},
         True,
+    ),
+    "GroupNormalization axis=1, as many columns": Case(
+        case(layers.GroupNormalization, 2, axis=1), (4, 6, 4), 1, NORM, True
     ),
     "Softmax": Case(case(layers.Softmax), (6, 4), -1, {}, True),
     "Activation softmax": Case(case(layers.Activation, "softmax"), (4,), -1, {}, True),
@@ -189,8 +195,9 @@ CASES = {
     "a gate": Case(case(layers.Identity), (6, 6, 4), -1, {}, False, Gate),
     "Rescaling": Case(case(layers.Rescaling, 2.0, offset=0.5), (6, 6, 4), -1, {}),
 }
-if keras.backend.backend() == "torch":  # Keras 3.15 fails there: the plain layer too
+if keras.backend.backend() == "torch":  # Keras 3.15 takes the last axis there
     del CASES["LayerNormalization axis=1"]
+    del CASES["LayerNormalization axis=1, as many columns"]
 CLOSED = [1, 2]
 NEAR = {"rtol": 1e-5, "atol": 1e-6}
 # TensorFlow convolves channels_first on a CPU in float32 alone.
@@ -218,7 +225,11 @@ def is_norm(layer):
 
 
 # They have files of tests of their own.
-ELSEWHERE = (MaskedRNN, filterprune.layers.MaskedMultiHeadAttention)
+ELSEWHERE = (
+    MaskedRNN,
+    filterprune.layers.MaskedMultiHeadAttention,
+    filterprune.layers.MaskedSpectralNormalization,
+)
 
 
 def test_every_masked_layer_has_a_case():
@@ -397,6 +408,21 @@ def test_channels_that_are_closed_are_not_felt_by_the_others(name):
     expected = masked(x)
     np.moveaxis(x, case.axis, 0)[CLOSED] = 1e3
     assert_equal(masked(x), expected)
+
+
+@every_case
+def test_a_gate_that_is_open_in_part_multiplies_its_channel_alone(case):
+    x = case.inputs()
+    factor = np.ones(case.masked().gate.shape)
+    factor[1] = 0.3
+    for training in (False, True):
+        masked = case.masked()
+        whole = numpy(masked(x, training=training))
+        masked = case.masked()  # as before it was called in training
+        masked.gate.assign(factor)
+        found = numpy(masked(x, training=training))
+        axes = [-1 if i == case.axis % whole.ndim else 1 for i in range(whole.ndim)]
+        assert_close(found, whole * factor.reshape(axes), **NEAR)
 
 
 def test_closed_filters_do_not_move_in_fit():

@@ -24,9 +24,11 @@ def activation(layer, x):
 @rule(layers.PReLU)
 def prelu(layer, x):
     # One slope for each position; a shared axis has size 1 and is not bound.
-    channels = layer.alpha.shape[-1]
-    spec = "... in" if channels == x.shape[-1] else "..."
-    return same(x, axis=-1, elementwise=True, keeps_zero=True, alpha=spec)
+    axis = _axis_of_channels(x)
+    bound = layer.alpha.shape[axis - 1] == x.shape[axis] != 1
+    axes = range(1, x.ndim)
+    spec = " ".join("in" if bound and i == axis else "_" for i in axes)
+    return same(x, axis=axis, elementwise=True, keeps_zero=True, alpha=spec)
 
 
 @rule(layers.Softmax)

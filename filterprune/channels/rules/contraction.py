@@ -9,6 +9,7 @@ from filterprune.channels.constants import rounded
 from filterprune.channels.contraction import contract
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation, rule
+from filterprune.channels.rules.reduction import normalised
 from filterprune.channels.verbs import barrier
 
 
@@ -43,11 +44,11 @@ def tensordot(op, x1, x2):
 
 @rule(layers.Dot)
 def dot(layer, xs):
-    if layer.normalize:
-        return barrier("`normalize=True` takes a norm over channels")
-    x1, x2 = xs
     axes = layer.axes
     axes = (axes, axes) if isinstance(axes, int) else tuple(axes)
+    if layer.normalize:
+        xs = [normalised(x, [axis]) for x, axis in zip(xs, axes, strict=True)]
+    x1, x2 = xs
     names1 = ["b", *(f"p{i}" for i in range(1, x1.ndim))]
     names2 = ["b", *(f"q{i}" for i in range(1, x2.ndim))]
     names1[axes[0]] = names2[axes[1]] = "k"

@@ -32,7 +32,6 @@ def concatenate(op, xs):
     "Fliplr",
     "Hstack",
     "Moveaxis",
-    "Repeat",
     "Rot90",
     "Squeeze",
     "Stack",
@@ -43,6 +42,20 @@ def concatenate(op, xs):
 def move(op, *args):
     xs = _tensors(*args)
     return take(xs, run_on_arrays(xs))
+
+
+@operation("Repeat")
+def repeat(op, x):
+    several = np.size(op.repeats) > 1
+    if several and op.axis is None:
+        return barrier("it repeats a flattened tensor")
+
+    def repeats(survivors, output):
+        kept = survivors.along(x, op.axis)
+        return op.repeats if kept is None else np.compress(kept, op.repeats).tolist()
+
+    resize = {"repeats": repeats} if several else None
+    return take(x, run_on_arrays([x]), resize=resize)
 
 
 @operation("DepthToSpace", "SpaceToDepth")

@@ -1,5 +1,6 @@
 """Normalisation, rescaling and the like: per channel."""
 
+import functools
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ from keras import layers
 from filterprune.channels.calls import current
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import rule
-from filterprune.channels.verbs import barrier, normalise, same
+from filterprune.channels.verbs import along, barrier, normalise, same
 
 
 @rule(layers.BatchNormalization)
@@ -71,13 +72,55 @@ def layer_normalization(layer, x):
     if layer.rms_scaling:
         return barrier("`rms_scaling=True` is not supported")
     axis, spec = _channel_axis(layer, x)
+    _check_axes(layer, x, _centred)
     return normalise(x, axis=axis, gates=("gamma", "beta"), gamma=spec, beta=spec)
 
 
 @rule(layers.RMSNormalization)
 def rms_normalization(layer, x):
     axis, spec = _channel_axis(layer, x)
+    _check_axes(layer, x, _scaled)
     return normalise(x, axis=axis, gates=("scale",), scale=spec)
+
+
+def _centred(x, weight, axes):
+    return keras.ops.layer_normalization(x, weight, weight, axes, 1e-3)
+
+
+def _scaled(x, weight, axes):
+    return keras.ops.rms_normalization(x, weight, axes, 1e-3)
+
+
+def _check_axes(layer, x, function) -> None:
+    """Refuse a layer that Keras does not run along the axes that it is asked for."""
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    if not _runs_along(function, tuple(sorted(a % x.ndim for a in axes)), x.ndim):
+        barrier(
+            f"Keras does not normalise along `axis={layer.axis}` of a tensor of rank "
+            f"{x.ndim} on {keras.backend.backend()}, or scales it along another axis"
+        )
+
+
+@functools.cache
+def _runs_along(function, axes: tuple[int, ...], ndim: int) -> bool:
+    """Whether a normalisation of Keras, tried here, keeps to these axes.
+
+    All sizes are the same, so that it runs along whichever axes it takes.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3,) * ndim).astype("float32")
+    weight = rng.normal(size=(3,) * len(axes)).astype("float32")
+    centre = x.mean(axes, keepdims=True) if function is _centred else 0.0
+    expected = (x - centre) / np.sqrt(
+        np.mean(np.square(x - centre), axes, keepdims=True) + 1e-3
+    )
+    spread = weight.reshape([3 if axis in axes else 1 for axis in range(ndim)])
+    expected = expected * spread + (spread if function is _centred else 0.0)
+    try:
+        found = function(*map(keras.ops.convert_to_tensor, (x, weight)), list(axes))
+    except Exception:
+        return False
+    return np.allclose(keras.ops.convert_to_numpy(found), expected, atol=1e-4)
 
 
 @rule(layers.UnitNormalization)
@@ -98,12 +141,15 @@ def group_normalization(layer, x):
 @rule(layers.Rescaling)
 def rescaling(layer, x):
     resize = {}
-    for name in ("scale", "offset"):
+    first = keras.config.image_data_format() == "channels_first"
+    for name, axis in (("scale", -3 if first else -1), ("offset", -1)):
         value = np.asarray(getattr(layer, name))
-        if value.ndim > 1 or (value.ndim and x.shape[-1] != value.size):
+        if not value.ndim:
+            continue
+        if value.ndim > 1 or x.ndim < -axis or x.shape[axis] != value.size:
             return barrier(f"its `{name}` has the shape {value.shape}")
-        if value.ndim and value.size > 1:
-            resize[name] = _picker(x, value, whole=getattr(layer, name))
+        if value.size > 1 and x.labels.shape[axis] > 1:
+            resize[name] = _picker(x, axis, value, whole=getattr(layer, name))
     if resize:
         return same(x, axis=-1, resize=resize, elementwise=True)
     return same(x, elementwise=True)
@@ -120,19 +166,22 @@ def normalization(layer, x):
     resize = {}
     for name in ("mean", "variance"):
         values = np.ravel(keras.ops.convert_to_numpy(getattr(layer, name)))
-        resize[name] = _picker(x, values, whole=getattr(layer, f"input_{name}"))
+        resize[name] = _picker(
+            x, axis[0], values, whole=getattr(layer, f"input_{name}")
+        )
     return same(x, axis=axis[0], resize=resize, elementwise=True)
 
 
-def _picker(x, values, whole):
+def _picker(x, axis, values, whole):
     """Keep the surviving entries of a list of numbers in a layer's config.
 
     Args:
         x: the `Channels` read.
+        axis: its axis that the numbers are along.
         values: `(channels,)`, the numbers.
         whole: the entry as it is, returned while all channels survive.
     """
-    labels = np.broadcast_to(x.labels.ravel(), values.shape)
+    labels = np.broadcast_to(along(x, axis), values.shape)
 
     def pick(survivors):
         kept = survivors.mask(labels)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 
 from filterprune.channels.binding import bind_constants
@@ -31,6 +32,18 @@ def operands(*values):
     return found
 
 
+def is_taken_for_bias(value) -> bool:
+    """Whether Keras may add an array along another axis than its own.
+
+    TensorFlow's `ops.add` takes a vector along any axis for a bias of the last one,
+    or of the second, if that is as long as the vector.
+    """
+    if isinstance(value, Channels) or np.ndim(value) < 2:
+        return False
+    shape = np.shape(value)
+    return shape[-1] == 1 and 1 < max(shape) == np.size(value)
+
+
 def _joined(function, *, zero_wins=False):
     def rule(op, x1, x2):
         return join(operands(x1, x2), function, zero_wins=zero_wins)
@@ -50,7 +63,6 @@ _PRODUCTS: dict[str, Callable] = {
     "Fmod": np.fmod,
 }
 _JOINS: dict[str, Callable] = {
-    "Add": np.add,
     "Subtract": np.subtract,
     "Power": np.power,
     "Maximum": np.maximum,
@@ -82,6 +94,20 @@ def _known(function):
         return result
 
     return combine
+
+
+@operation("Add")
+def add(op, x1, x2):
+    if is_taken_for_bias(x2):
+        call = current()
+        zeros = np.zeros([size or 1 for size in x1.shape], "float32")
+        found = call.move(keras.ops.convert_to_tensor(zeros))
+        found = keras.ops.convert_to_numpy(found)
+        if not np.allclose(found, np.broadcast_to(x2, found.shape)):
+            barrier("Keras adds its constant along another axis than the constant's")
+        # There may be as many channels left as the vector has entries.
+        call.flow.binding(call).rewrite = lambda _, args, kwargs: (args[::-1], kwargs)
+    return join(operands(x1, x2), _known(np.add))
 
 
 for _name, _function in _JOINS.items():
@@ -167,6 +193,7 @@ def batch_norm(op, x, mean, variance, offset=None, scale=None):
     "NanToNum",
     "Negative",
     "OnesLike",
+    "ReLU",
     "Reciprocal",
     "Relu",
     "Relu6",
@@ -197,4 +224,27 @@ def batch_norm(op, x, mean, variance, offset=None, scale=None):
     "ZerosLike",
 )
 def elementwise(op, x):
-    return same(x, elementwise=True)
+    resize = {}
+    for name, value in vars(op).items():
+        if name[0] != "_" and np.ndim(value) and np.asarray(value).dtype.kind in "fiu":
+            current().arrays.append(np.asarray(value))
+            resize[name] = _kept_of(x, name, value)
+    return same(x, elementwise=True, resize=resize)
+
+
+def _kept_of(x, name, value):
+    """What survives of an array that an operation broadcasts with its input."""
+    shape = np.shape(value)
+    sizes = x.shape[x.ndim - len(shape) :]
+    if len(shape) > x.ndim or any(n not in (1, size) for n, size in zip(shape, sizes)):
+        barrier(f"its `{name}` has the shape {shape}, which its input does not fit")
+
+    def kept(survivors):
+        axes = [survivors.along(x, axis - len(shape)) for axis in range(len(shape))]
+        array = np.asarray(value)
+        for axis, alive in enumerate(axes):
+            if alive is not None and shape[axis] > 1:
+                array = np.compress(alive, array, axis)
+        return value if array.shape == shape else array
+
+    return kept

@@ -4,7 +4,9 @@ import keras
 import numpy as np
 
 from filterprune.channels.calls import current
-from filterprune.channels.joining import gather, join
+from filterprune.channels.constants import spread, values_along
+from filterprune.channels.joining import gather
+from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import operation
 from filterprune.channels.verbs import along, barrier, same, take
@@ -123,10 +125,26 @@ def along_positions(op, x):
 
 @operation("Normalize")
 def normalize(op, x):
+    return normalised(x, _several(op.axis))
+
+
+def normalised(x: Channels, axes) -> Channels:
+    """A tensor divided by its norms along axes: zeros stay, and add nothing to one."""
+    axes = [axis % x.ndim for axis in axes]
     varied = varied_axes(x)
-    axes = [axis % x.ndim for axis in _several(op.axis)]
-    axis = varied[-1] if varied else -1
-    if axis not in axes:
-        return same(x, axis=axis, keeps_zero=True)
-    norms = gather([x], along(x, axis), [axis], shape=(1,) * x.ndim)
-    return join([x, norms], np.divide, zero_wins=True)  # zeros add nothing to a norm
+    left = [axis for axis in varied if axis not in axes]
+    given = [x]
+    if varied:
+        axis = (left or varied)[-1]  # all else is tied, as in a sum
+        labels = along(x, axis)
+        if not left:
+            given.append(gather([x], labels, [axis], shape=(1,) * x.ndim))
+    result = Channels(x.shape, spread(labels, x.ndim, axis) if varied else x.labels)
+
+    def worth(_, values):
+        vector = values_along(values[0], axis, labels.size)
+        return [spread(np.where(vector == 0, 0.0, np.nan), x.ndim, axis)]
+
+    unknown = np.full(x.labels.shape, np.nan)
+    current().step(given, [result], worth if varied else lambda *_: [unknown])
+    return result
