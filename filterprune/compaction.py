@@ -1,5 +1,7 @@
 """Compaction: from a masked model to a plain one with fewer channels."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -9,6 +11,7 @@ from filterprune.channels.registry import weight_of
 from filterprune.channels.survivors import Survivors
 from filterprune.compiling import Move, compile_alike
 from filterprune.errors import VerificationError, warn
+from filterprune.inputs import check_inputs
 from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
 from filterprune.resizing import Resizer
 from filterprune.slots import masked_analysis
@@ -17,7 +20,7 @@ from filterprune.verification import verify_same
 
 
 @suggests_keywords
-def compact(masked, verify: bool = True):
+def compact(masked, verify: Any = True):
     """Remove every channel whose gate is closed: the third of the three moves.
 
     The result computes the same function as `masked` in inference mode, up to
@@ -27,8 +30,9 @@ def compact(masked, verify: bool = True):
 
     Args:
         masked: a masked model. It is not touched.
-        verify: whether to run both models on generated inputs and compare.
-            Defaults to `True`.
+        verify: whether to run both models on generated inputs and compare; or
+            inputs to run them on, arrays in the structure that the model takes,
+            where generated ones do not fit. Defaults to `True`.
 
     Returns:
         A plain Keras model of the class of `masked` with the same layer names
@@ -37,7 +41,8 @@ def compact(masked, verify: bool = True):
 
     Raises:
         TypeError: if `masked` is no Keras model.
-        ValueError: if `masked` is subclassed, not built or has no gates.
+        ValueError: if `masked` is subclassed, not built or has no gates, or if
+            `verify` are no inputs of it.
         filterprune.VerificationError: if the outputs of both models differ; it
             names the first layer whose output does. Also if the rule of a layer
             leaves a weight of another shape than the layer makes.
@@ -58,9 +63,10 @@ def compact(masked, verify: bool = True):
     return compacted(masked, verify)
 
 
-def compacted(masked, verify: bool = True):
+def compacted(masked, verify: Any = True):
     """The same as `compact`, for a model of which nothing need be closed."""
     analysis = masked_analysis(masked)
+    inputs = check_inputs(masked, verify)
     dead, valuation, stays = analysis.decide()
     for path, count in valuation.conflicts.items():
         raise ValueError(
@@ -77,8 +83,10 @@ def compacted(masked, verify: bool = True):
     warn_of_ties(compactor.rebuilder.pairs, masked.name)
     if masked.compiled:
         compile_alike(masked, small, moves, survivors)
-    if verify:
-        verify_same(masked, small, analysis, survivors)
+    if verify is not False:
+        # What is folded into biases is what batch norms make of it in inference.
+        training = not valuation.folds
+        verify_same(masked, small, analysis, survivors, inputs, training)
     return small
 
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from filterprune.channels.trace import check_model
-from filterprune.recovery import without_gradients
-from filterprune.verification import generate_inputs
+from filterprune.running import undisturbed
+from filterprune.verification import fitting_inputs
 
 DISTANCES = ("kl", "binary_kl", "mse")
 # By how much probabilities in half precision may miss a sum of 1.
@@ -139,7 +139,7 @@ class _Lesson:
         )
         if not training:
             return loss
-        with without_gradients():
+        with undisturbed(self.teacher):
             wanted = self.teacher(x, training=False)
         wanted = [keras.ops.stop_gradient(t) for t in keras.tree.flatten(wanted)]
         given = keras.tree.flatten(y_pred)
@@ -248,8 +248,8 @@ def _check_distance(alpha, temperature, distance, from_logits) -> None:
 
 def _outputs(student, teacher) -> list[tuple[np.ndarray, np.ndarray]]:
     """What both give for generated inputs, output by output."""
-    inputs = generate_inputs(student, batch_size=4)
-    with without_gradients():
+    inputs = fitting_inputs(student, 4)
+    with undisturbed(student, teacher):
         own = student(inputs, training=False)
         try:
             other = teacher(inputs, training=False)

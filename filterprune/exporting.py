@@ -14,8 +14,9 @@ from filterprune.channels.trace import check_model
 from filterprune.errors import VerificationError
 from filterprune.files import check_target, replacing
 from filterprune.gates import is_masked
+from filterprune.recovery import state_kept
 from filterprune.runtimes import RUNTIMES, Exported
-from filterprune.verification import compare, generate_inputs
+from filterprune.verification import compare, fitting_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +183,10 @@ def default_path(source, format: str) -> pathlib.Path:
 
 def _convert(model, path: pathlib.Path, format: str) -> None:
     try:
-        with _quiet():
+        with _quiet(), state_kept(model):
             # Keras 3.15 makes ONNX only of models that were called, which those
             # that come from a file never were.
-            model(generate_inputs(model), training=False)
+            model(fitting_inputs(model), training=False)
             model.export(str(path), format=_FORMATS[format].keras, verbose=False)
     except Exception as error:
         reason = " ".join(str(error).split())[:500] or type(error).__name__

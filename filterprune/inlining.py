@@ -21,8 +21,10 @@ from filterprune.channels.trace import (
     takes_training,
     trace,
 )
+from filterprune.inputs import generate_inputs
 from filterprune.rebuilding import build_alike
-from filterprune.verification import generate_inputs, relative_difference
+from filterprune.running import undisturbed
+from filterprune.verification import relative_difference
 
 
 def inline(layer, function_of: Callable, args, kwargs, training: bool | None = None):
@@ -183,12 +185,14 @@ class Trial:
         outputs = keras.tree.flatten(self.play(own, named, twin=lambda op: op))
         model = keras.Model(inputs, [y for y in outputs if is_symbolic(y)])
         given = keras.tree.flatten(generate_inputs(model, size=_SIZE))
-        found = keras.tree.flatten(model(given))
+        with undisturbed(model, seed=1):
+            found = keras.tree.flatten(model(given))
         values = iter(given)
         args, kwargs = keras.tree.map_structure(
             lambda x: next(values) if is_symbolic(x) else x, (args, kwargs)
         )
-        wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
+        with undisturbed(layer, seed=1):
+            wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
         worst = max(map(relative_difference, wanted, found), default=0.0)
         if worst < TOLERANCE:
             return None

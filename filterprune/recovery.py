@@ -1,15 +1,16 @@
 """Batch statistics for a pruned model, estimated anew."""
 
 import contextlib
-import importlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import keras
 import numpy as np
 
 from filterprune.channels.trace import parts_of
 from filterprune.errors import warn
+from filterprune.rebuilding import states_of
+from filterprune.running import attributes_kept, without_gradients
 from filterprune.schedules import is_integer
 
 # What a batch normalisation keeps of its inputs; the last if it renormalises.
@@ -85,9 +86,8 @@ def recalibrate(
         )
         return 0
     fresh = {id(v) for layer in layers for v in _statistics(layer)}
-    before = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in model.variables]
     count = 0
-    try:
+    with state_kept(model, but=fresh):
         with contextlib.ExitStack() as stack:
             stack.enter_context(without_gradients())
             for layer in layers:
@@ -96,14 +96,30 @@ def recalibrate(
                 model(inputs, training=True)
                 count += 1
         _check_result(layers, count)
+    return count
+
+
+@contextlib.contextmanager
+def state_kept(model, but: Container[int] = ()) -> Iterator[None]:
+    """Put all state of a model back, to the last bit, after it was run.
+
+    Args:
+        model: the model.
+        but: the ids of variables to leave as they come out, if nothing raises.
+    """
+    layers = [model, *parts_of(model)]
+    kept = [*model.variables, *(v for layer in layers for v in states_of(layer))]
+    before = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in kept]
+    try:
+        with attributes_kept(model):
+            yield
     except BaseException:
-        fresh = set()
+        but = ()
         raise
     finally:
         for variable, value in before:
-            if id(variable) not in fresh:
+            if id(variable) not in but:
                 variable.assign(value)
-    return count
 
 
 def _check_recalibrate(model, steps, momentum, batch_size) -> None:
@@ -182,13 +198,6 @@ def _averaging(layer, momentum) -> Iterator[None]:
     finally:
         layer.momentum = old
         vars(layer).pop("call", None)
-
-
-def without_gradients() -> contextlib.AbstractContextManager:
-    """On PyTorch every call notes what a gradient would need; here none will."""
-    if keras.backend.backend() == "torch":
-        return importlib.import_module("torch").no_grad()
-    return contextlib.nullcontext()
 
 
 def _is_array(value) -> bool:

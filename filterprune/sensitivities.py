@@ -1,6 +1,5 @@
 """How much each group matters: the loss with a part of it closed."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from filterprune.channels.trace import check_model
 from filterprune.criteria.base import Scorer
 from filterprune.criteria.batches import check_count
 from filterprune.limits import check_patterns, matches
+from filterprune.recovery import state_kept
 from filterprune.schedules import check_sparsity
 from filterprune.selection import Selector
 from filterprune.slots import Slots
@@ -129,7 +129,7 @@ def sensitivity(
         len(numbers) * len(fractions), verbose=0 if not verbose else 1, unit_name="run"
     )
     found: list[list[dict[str, float]]] = []
-    with _gates_kept(selector.slots):
+    with state_kept(masked):
         baseline = evaluate()
         for number in numbers:
             found.append([])
@@ -162,18 +162,6 @@ def _closings(before, part: slice, order, fractions) -> Iterator[np.ndarray | No
         changed = not closed[ranked[:count]].all()
         closed[ranked[:count]] = True
         yield closed if changed else None
-
-
-@contextlib.contextmanager
-def _gates_kept(slots: Slots) -> Iterator[None]:
-    """Put every gate back as it was, to the last bit."""
-    gates = [gate.variable for gate in slots.analysis.masks]
-    values = [np.array(keras.ops.convert_to_numpy(gate)) for gate in gates]
-    try:
-        yield
-    finally:
-        for gate, value in zip(gates, values, strict=True):
-            gate.assign(value)
 
 
 def _chosen(groups, patterns) -> list[int]:

@@ -1,18 +1,39 @@
-"""Checking that two models compute the same function."""
+"""Checking that two models compute the same function.
+
+Both are run on the same inputs and compared channel by channel. An error counts in
+relation to what its channel is worth, or where large numbers cancel out, to what
+rounding does there: that is measured by running the model again with every weight
+and input changed in its last bits.
+"""
 
 import contextlib
 import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 
 from filterprune.channels.groups import Analysis
 from filterprune.channels.survivors import Survivors
-from filterprune.channels.trace import Graph, trace
+from filterprune.channels.trace import Graph, Node, is_graph, is_layer, trace
 from filterprune.errors import VerificationError, warn
+from filterprune.inputs import generate_inputs, shape_for, sizes_to_try
+from filterprune.running import seeds_of, undisturbed
 
-# What float rounding may do, relative to the largest output.
+# What float rounding may do, relative to what a channel is worth.
 TOLERANCES = {"float64": 1e-8, "float32": 1e-3, "bfloat16": 0.2, "float16": 0.05}
+# The distance between two numbers, and how many times what a change of as much in
+# every weight and input does to an output is put down to rounding.
+_STEPS = {"float64": 2**-52, "float32": 2**-23, "bfloat16": 2**-7, "float16": 2**-10}
+_TIMES = {"float64": 64, "float32": 64, "bfloat16": 8, "float16": 8}
+# No channel is worth less than that part of the largest.
+_LEAST = 1e-5
+# By what samples are multiplied; half precision knows no large numbers.
+_SCALES = (1.0, 1e3, 1e-2, 30.0, 0.1)
+_HALF_SCALES = (1.0, 10.0, 1e-2, 3.0, 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +42,9 @@ class Comparison:
 
     Attributes:
         difference: the largest difference between two outputs, relative to the
-            largest value that is expected there; `inf` if they differ in
-            number, in shape or in where they are finite.
+            largest value that is expected in that channel of that sample, or to
+            what rounding explains there; `inf` if the outputs differ in number, in
+            shape or in where they are finite.
         tolerance: the difference that float rounding explains.
     """
 
@@ -35,59 +57,62 @@ class Comparison:
         return self.difference <= self.tolerance
 
 
+class Unverifiable(Exception):
+    """Raised where no inputs can be found that a model takes."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What a model gives for some inputs.
+
+    Attributes:
+        inputs: arrays in the structure that the model takes.
+        training: whether it was run in training mode.
+        outputs: its outputs, as float64 arrays.
+    """
+
+    inputs: Any
+    training: bool
+    outputs: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Difference:
+    """How far apart two models are in several runs.
+
+    Attributes:
+        worst: the largest difference.
+        run: the run that shows it.
+        steady: whether the first model gives the same again.
+    """
+
+    worst: float
+    run: Run
+    steady: bool = True
+
+
 def compare(model, other, inputs=None, tolerance=None) -> Comparison:
     """Compare what two models compute in inference.
 
     Args:
         model: a built functional or sequential model: what is expected.
         other: another one, or a function from inputs to outputs.
-        inputs: arrays in the structure that `model` takes. Defaults to
-            `generate_inputs(model)`.
+        inputs: arrays in the structure that `model` takes. Defaults to random ones.
         tolerance: the difference to allow. Defaults to that of the least exact
             dtype in which `model` computes.
 
     Returns:
         A `Comparison`.
+
+    Raises:
+        ValueError: if `model` takes none of the inputs that are generated for it.
     """
-    inputs = generate_inputs(model) if inputs is None else inputs
-    old = _run(model, inputs)
-    if isinstance(other, keras.Model):
-        new = _run(other, inputs)
-    else:
-        new = keras.tree.flatten(other(inputs))
-    if tolerance is None:
-        tolerance = tolerance_of(model, old[0])
-    if [tuple(a.shape) for a in old] != [tuple(b.shape) for b in new]:
-        return Comparison(float("inf"), tolerance)
-    return Comparison(_largest_difference(old, new), tolerance)
-
-
-def generate_inputs(model, batch_size=2, seed=0, size=64):
-    """Random inputs for a functional or sequential model.
-
-    Args:
-        model: a built functional or sequential model.
-        batch_size: how many samples.
-        seed: seed of the random generator.
-        size: what to take where the model leaves a size open.
-
-    Returns:
-        Arrays in the structure of the model's inputs: standard normal floats,
-        or integers 0 and 1.
-    """
-    rng = np.random.default_rng(seed)
-    graph = trace(model)
-    arrays = []
-    for tensor in graph.inputs:
-        shape = [size if n is None else n for n in tensor.shape]
-        shape[0] = tensor.shape[0] or batch_size
-        if "float" in tensor.dtype:
-            array = rng.standard_normal(shape).astype("float32")
-            arrays.append(keras.ops.cast(array, tensor.dtype))
-        else:
-            array = rng.integers(0, 2, shape)
-            arrays.append(keras.ops.cast(array, tensor.dtype))
-    return keras.tree.pack_sequence_as(graph.input_struct, arrays)
+    try:
+        runs = [r for r in run_expected(model, inputs) if not r.training]
+    except Unverifiable as error:
+        raise ValueError(str(error)) from None
+    allowed = tolerance_of(model) if tolerance is None else tolerance
+    return Comparison(_difference(model, other, runs, allowed).worst, allowed)
 
 
 def relative_difference(expected, received) -> float:
@@ -101,8 +126,7 @@ def relative_difference(expected, received) -> float:
         that is expected is zero; `inf` if one has a NaN where the other has
         none.
     """
-    expected = np.asarray(keras.ops.convert_to_numpy(expected), "float64")
-    received = np.asarray(keras.ops.convert_to_numpy(received), "float64")
+    expected, received = _array(expected), _array(received)
     if not expected.size:
         return 0.0
     if not np.array_equal(np.isfinite(expected), np.isfinite(received)):
@@ -112,77 +136,399 @@ def relative_difference(expected, received) -> float:
     return float(np.abs(expected - received).max() / (scale if scale > 0 else 1.0))
 
 
-def verify_same(masked, small, analysis: Analysis, survivors: Survivors) -> float:
-    """Raise unless both models give the same outputs for generated inputs.
+def verify_same(
+    masked,
+    small,
+    analysis: Analysis,
+    survivors: Survivors,
+    inputs=None,
+    training: bool = True,
+) -> float | None:
+    """Raise unless a compact model computes what the masked one does.
+
+    Args:
+        masked, small: the models.
+        analysis, survivors: what `small` was made by.
+        inputs: arrays to run both on. Defaults to random ones.
+        training: whether to compare them in training mode, too: a difference there
+            is a warning.
 
     Returns:
-        The largest relative difference over all outputs.
+        The largest relative difference over all outputs; `None`, with a warning,
+        if there are no inputs that `masked` takes.
 
     Raises:
         VerificationError: if it is above what rounding explains.
     """
-    inputs, old = _run_at_some_size(masked)
-    new = _run(small, inputs)
-    worst = _largest_difference(old, new)
-    tolerance = tolerance_of(masked, old[0])
-    if not worst <= tolerance:
-        itself = _largest_difference(old, _run(masked, inputs))
-        if not itself <= tolerance:
-            warn(
-                f"'{masked.name}' gives other outputs for the same inputs every time, "
-                f"by {itself:.2g} of the largest value: that the compact model does "
-                "what it does could not be verified. Draw random numbers from a "
-                "`keras.random.SeedGenerator`, which a check can set."
-            )
-            return worst
-        where = _first_difference(masked, small, inputs, analysis, survivors, tolerance)
-        raise VerificationError(
-            f"The compact model does not compute what '{masked.name}' does: the "
-            f"outputs differ by {worst:.2g} of the largest value (allowed: "
-            f"{tolerance:.0e}), {where}. This is a bug in filterprune or in a rule "
-            "for that layer; please report it. The masked model is unharmed."
+
+    def kept(tensor, array):
+        channels = analysis.flow.tensors[id(tensor)]
+        for axis in range(array.ndim):
+            mask = survivors.along(channels, axis)
+            if mask is not None:
+                array = np.compress(mask, array, axis=axis)
+        return array
+
+    # Random numbers for fewer channels are other ones.
+    training = training and not seeds_of(masked)
+    what = f"The compact model does not compute what '{masked.name}' does"
+    return _verify(masked, small, inputs, what, kept, training, strict=False)
+
+
+def verify_wrapped(model, masked, inputs=None) -> float | None:
+    """Raise unless a masked model, its gates open, computes what the plain one does.
+
+    Args, Returns, Raises: as for `verify_same`.
+    """
+    _SIZES_OF[masked] = _SIZES_OF.setdefault(model, [])
+    what = f"The masked model does not compute what '{model.name}' does"
+    return _verify(model, masked, inputs, what, lambda tensor, array: array)
+
+
+def verify_folded(model, small) -> float | None:
+    """Raise unless a model without batch norms computes what it did with them.
+
+    Args, Returns, Raises: as for `verify_same`.
+    """
+    what = f"'{model.name}' computes something else with its batch norms folded"
+    return _verify(model, small, None, what, lambda tensor, array: array, False)
+
+
+def fitting_inputs(model, samples: int = 2):
+    """Random inputs of a size that a model takes.
+
+    Raises:
+        ValueError: if it takes none of those that are generated.
+    """
+    try:
+        return _run_at_some_size(model, samples)[0].inputs
+    except Unverifiable as error:
+        raise ValueError(str(error)) from None
+
+
+def is_same(model, other) -> Comparison | None:
+    """Compare two models in both modes; None where no inputs can be found."""
+    try:
+        runs = run_expected(model)
+    except Unverifiable:
+        return None
+    allowed = tolerance_of(model)
+    return Comparison(_difference(model, other, runs, allowed).worst, allowed)
+
+
+def _verify(
+    model, other, inputs, what, kept, training=True, strict=True
+) -> float | None:
+    try:
+        runs = run_expected(model, inputs, training)
+    except Unverifiable as error:
+        warn(
+            f"'{other.name}' was made, and not verified: {error}",
         )
+        return None
+    allowed = tolerance_of(model)
+    found = _difference(model, other, runs, allowed)
+    worst, run = found.worst, found.run
+    if worst <= allowed:
+        return worst
+    if not found.steady:
+        if not run.training:
+            warn(
+                f"'{model.name}' gives other outputs for the same inputs every time: "
+                f"that '{other.name}' does what it does could not be verified. Draw "
+                "random numbers from a `keras.random.SeedGenerator`, which a check "
+                "can set.",
+            )
+        return worst
+    mode = "in training mode " if run.training else ""
+    where = _first_difference(model, other, run, kept, allowed)
+    if run.training and not strict:
+        warn(
+            f"{what} in training mode, though it does in inference: the outputs differ "
+            f"by {worst:.2g} of the largest value of a channel, {where}. Train it on "
+            "with care.",
+        )
+        return worst
+    raise VerificationError(
+        f"{what}: {mode}the outputs differ by {worst:.2g} of the largest value of a "
+        f"channel (allowed: {allowed:.0e}), {where}. This is a bug in filterprune or "
+        f"in a rule for that layer; please report it. '{model.name}' is unharmed."
+    )
+
+
+# The open sizes that a model was found to take.
+_SIZES_OF: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def run_expected(model, inputs=None, training: bool = True) -> list[Run]:
+    """Run a model on inputs that it takes.
+
+    Args:
+        model: a functional or sequential model.
+        inputs: arrays to run it on. Defaults to random ones, of several scales,
+            sizes and numbers of samples; of fewer if it takes long to run.
+        training: whether to run it in training mode as well.
+
+    Raises:
+        Unverifiable: if it takes none of the inputs that are generated.
+    """
+    if inputs is not None:
+        return [
+            Run(inputs, mode, _outputs(model, inputs, mode))
+            for mode in ([False, True] if training else [False])
+        ]
+    many, alone, trained = _samples(model)
+    first, found = _run_at_some_size(model, many)
+    runs = [first]
+    if alone:
+        with contextlib.suppress(Unverifiable):
+            runs.append(_run_at_some_size(model, alone, but=found)[0])
+    if training and trained:
+        with contextlib.suppress(Exception):  # a net may be made for inference only
+            inputs = _generate(model, trained, found, scales=(1.0,))
+            runs.append(Run(inputs, True, _outputs(model, inputs, True)))
+    return runs
+
+
+def _run_at_some_size(model, samples: int, but=None) -> tuple[Run, tuple]:
+    """Run a model at a size that it takes, if it can be at another one than `but`."""
+    known = _SIZES_OF.setdefault(model, [])
+    rest = [size for size in sizes_to_try(model) if size not in known]
+    first, tried = but is None, 0
+    for size in [*known, *rest]:
+        if size == but:
+            continue
+        if not first and size not in known:
+            tried += 1
+            if tried > _MORE:
+                break
+        try:
+            inputs = _generate(model, samples, size)
+            run = Run(inputs, False, _outputs(model, inputs, False))
+        except Exception as error:
+            reason = error
+            continue
+        if size not in known:
+            known.append(size)
+        return run, size
+    if but is not None and but in known:
+        inputs = _generate(model, samples, but)
+        return Run(inputs, False, _outputs(model, inputs, False)), but
+    text = " ".join(str(reason).split())[:200]
+    raise Unverifiable(
+        f"'{model.name}' takes none of the inputs that were generated for it (the "
+        f"last error: {text}). Pass `verify=inputs`, arrays that it takes, to have it "
+        "verified, or `verify=False`."
+    )
+
+
+# How many more sizes to try for a second one.
+_MORE = 3
+
+
+def _generate(model, samples, size, scales=None):
+    half = _coarsest(model, model.outputs[0]) in ("float16", "bfloat16")
+    scales = scales or (_HALF_SCALES if half else _SCALES)
+    return generate_inputs(model, samples, size=size, scales=scales)
+
+
+def _samples(model) -> tuple[int, int, int]:
+    """How many samples to run at once: at many scales, alone, and in training mode.
+
+    A run takes about a millisecond for each layer, which is a tenth of what it takes
+    to make the model anew, and then what the samples take: more than three times as
+    much is too dear.
+    """
+    nodes = list(_all_nodes(trace(model)))
+    sample = sum(map(_seconds, nodes)) / (1e-3 * max(len(nodes), 10))
+    for plan in ((5, 1, 2), (2, 0, 2), (2, 0, 0)):
+        if sample * sum(plan) + sum(map(bool, plan)) <= _DEAREST:
+            return plan
+    return 1, 0, 0
+
+
+_DEAREST = 3.4
+_USUAL = 32  # for sizes that are left open
+
+
+def _all_nodes(graph: Graph) -> Iterator[Node]:
+    for node in graph.nodes:
+        if is_graph(node.op):
+            yield from _all_nodes(trace(node.op))
+        else:
+            yield node
+
+
+def _seconds(node: Node) -> float:
+    """About how long a call takes for one sample, the call itself not counted."""
+    shapes = [shape_for(tensor, 1, _USUAL) for tensor in node.outputs]
+    elements = sum(math.prod(shape) for shape in shapes)
+    sizes = [math.prod(weight.shape) for weight in getattr(node.op, "weights", ())]
+    products = max(sizes, default=0) * elements / max([1, *shapes[0][-1:]])
+    return 3e-9 * elements + 4e-11 * products
+
+
+def _outputs(model, inputs, training=False, noise: int | None = None) -> list:
+    """A model's outputs, with every generator of random numbers at one state.
+
+    Args:
+        model: a model, or a function from inputs to outputs.
+        inputs: arrays in the structure that it takes.
+        training: whether to run it in training mode.
+        noise: a seed, to change all floats that it reads in their last bits.
+    """
+    if not is_layer(model):
+        return [_array(output) for output in keras.tree.flatten(model(inputs))]
+    values: list[tuple] = []
+    if noise is not None:
+        rng = np.random.default_rng(noise)
+        step = _STEPS[_coarsest(model, model.outputs[0])]
+
+        def shake(array):
+            array = keras.ops.convert_to_tensor(array)
+            dtype = keras.backend.standardize_dtype(array.dtype)
+            if "float" not in dtype:
+                return array
+            signs = rng.choice([1 - _SHAKE * step, 1 + _SHAKE * step], array.shape)
+            exact = keras.ops.convert_to_numpy(array).astype("float64") * signs
+            return keras.ops.cast(exact, dtype)
+
+        inputs = keras.tree.map_structure(shake, inputs)
+        values = [(v, shake(v)) for v in model.weights if "float" in v.dtype]
+    with undisturbed(model, values=values, seed=1):
+        outputs = model(inputs, training=training)
+    return [_array(output) for output in keras.tree.flatten(outputs)]
+
+
+_SHAKE = 4
+_SEEDS = (1, 2)
+
+
+def _times(model, allowed: float) -> float:
+    """By what the effect of a change in the last bits is multiplied."""
+    return _TIMES[_coarsest(model, model.outputs[0])] / (_SHAKE * allowed)
+
+
+def _array(value) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(value), "float64")
+
+
+def _difference(model, other, runs: list[Run], allowed: float) -> Difference:
+    """The largest difference of two models' outputs, and the run that shows it."""
+    worst = Difference(0.0, runs[0])
+    for mode in (False, True):
+        chosen = [run for run in runs if run.training is mode]
+        old = [run.outputs for run in chosen]
+        new: list = []
+        for run in chosen:
+            try:
+                new.append(_outputs(other, run.inputs, mode))
+            except Exception as error:
+                if not is_layer(other):
+                    raise
+                raise VerificationError(
+                    f"'{other.name}' does not take inputs that '{model.name}' takes: "
+                    f"{' '.join(str(error).split())[:300]}. This is a bug in "
+                    "filterprune or in a rule for one of its layers; please report it."
+                ) from error
+        found = _excess(old, new, None)
+        if not found <= allowed:
+            again = [_outputs(model, run.inputs, mode) for run in chosen]
+            if not _excess(old, again, None) <= allowed:
+                return Difference(found, chosen[0], steady=False)
+            shaken = [
+                [_outputs(model, run.inputs, mode, noise=seed) for run in chosen]
+                for seed in _SEEDS
+            ]
+            found = _excess(old, new, (shaken, _times(model, allowed)))
+        if not found <= worst.worst:
+            single = [_excess([a], [b], None) for a, b in zip(old, new)]
+            worst = Difference(found, chosen[int(np.argmax(single))])
+        if not worst.worst <= allowed:
+            break
     return worst
 
 
-# What to take for sizes that the model leaves open, one after another: images want
-# some, and sequences may have no more than there are positions.
-_SIZES = (64, 16, 4)
+def _excess(old: list[list], new: list[list], noise) -> float:
+    """The largest difference, relative to what a channel of a sample is worth.
 
-
-def _run_at_some_size(model) -> tuple:
-    """Inputs of a size that the model takes, and its outputs for them."""
-    leaves_open = any(None in tensor.shape[1:] for tensor in model.inputs)
-    for size in _SIZES[:-1] if leaves_open else ():
-        inputs = generate_inputs(model, size=size)
-        with contextlib.suppress(Exception):
-            return inputs, _run(model, inputs)
-    inputs = generate_inputs(model, size=_SIZES[-1])
-    return inputs, _run(model, inputs)
-
-
-def largest_difference(model, other) -> float:
-    """The largest relative difference of two models' outputs for generated inputs."""
-    inputs, old = _run_at_some_size(model)
-    said = _largest_difference(old, _run(other, inputs))
-    results = [keras.tree.flatten(m(inputs)) for m in (model, other)]  # mode not said
-    return max(said, _largest_difference(*results))
-
-
-def _largest_difference(old: list, new: list) -> float:
-    return max(map(relative_difference, old, new), default=0.0)
-
-
-def _run(model, inputs) -> list:
-    """A model's outputs, with every generator of random numbers at one state.
-
-    No variable is changed by it.
+    Args:
+        old, new: for each run the outputs of both models.
+        noise: pairs of outputs of the first model for each run, with what it reads
+            changed in the last bits, and by how much what that does is multiplied;
+            `None` to leave rounding out of account.
     """
-    weights = {id(weight) for weight in model.weights}
-    seeds = [v for v in model.variables if id(v) not in weights and "int" in v.dtype]
-    fixed = [(v, keras.ops.ones(v.shape, v.dtype)) for v in seeds]
-    with keras.StatelessScope(fixed):
-        return keras.tree.flatten(model(inputs, training=False))
+    found = 0.0
+    for run, pair in enumerate(zip(old, new)):
+        if [a.shape for a in pair[0]] != [b.shape for b in pair[1]]:
+            return float("inf")
+        for number, (expected, received) in enumerate(zip(*pair)):
+            moved = [shaken[run][number] for shaken in noise[0]] if noise else []
+            differs = np.isfinite(expected) != np.isfinite(received)
+            for other in moved:
+                differs &= np.isfinite(expected) == np.isfinite(other)
+            if differs.any():
+                return float("inf")
+    for number in range(len(old[0]) if old else 0):
+        axes = {-1, 1} if old[0][number].ndim > 2 else {-1}
+        for axis in axes:
+            expected, received = (
+                [_by_channel(outputs[number], axis) for outputs in one]
+                for one in (old, new)
+            )
+            shaken = [
+                [_by_channel(outputs[number], axis) for outputs in one]
+                for one in (noise[0] if noise else ())
+            ]
+            found = max(
+                found,
+                _worst(expected, received, shaken, noise[1] if noise else 0.0),
+            )
+    return found
+
+
+def _by_channel(array: np.ndarray, axis: int) -> np.ndarray:
+    """An array as `(samples, positions, channels)`."""
+    array = np.where(np.isfinite(array), array, 0.0)  # what overflows tells nothing
+    if array.ndim < 2:
+        return array.reshape(-1, 1, 1)
+    moved = np.moveaxis(array, axis, -1)
+    return moved.reshape(moved.shape[0], -1, moved.shape[-1])
+
+
+def _worst(old, new, shaken, times: float) -> float:
+    """See `_excess`: of one output of all runs, `(samples, positions, channels)`."""
+    errors = [_peaks(a - b) for a, b in zip(old, new)]
+    worth = [_peaks(a) for a in old]
+    whole = [np.max(w, axis=1, keepdims=True, initial=0.0) for w in worth]
+    allowed = [_spread(worth, whole)]
+    for moved in shaken:
+        rounding = [times * _peaks(a - b) for a, b in zip(old, moved)]
+        allowed.append(_spread(rounding, whole))
+    worst = 0.0
+    for error, size, *limits in zip(errors, whole, *allowed):
+        limit = np.maximum(np.max(limits, axis=0), _LEAST * size)
+        limit = np.where(limit > 0, limit, 1.0)
+        worst = max(worst, float(np.max(error / limit, initial=0.0)))
+    return worst
+
+
+def _peaks(array: np.ndarray) -> np.ndarray:
+    """The largest absolute value of each channel, `(samples, channels)`."""
+    return np.max(np.abs(array), axis=1, initial=0.0)
+
+
+def _spread(values: list[np.ndarray], whole: list[np.ndarray]) -> list[np.ndarray]:
+    """The largest share that a channel has of any sample, for all of them.
+
+    A number that is small by chance, in one sample, is no channel of little worth.
+    """
+    shares = [np.divide(v, w, out=v * 0.0, where=w > 0) for v, w in zip(values, whole)]
+    found = []
+    for own, size in zip(shares, whole):
+        same = [share for share in shares if share.shape[1] == own.shape[1]]
+        found.append(size * np.max(np.concatenate(same), axis=0, initial=0.0))
+    return found
 
 
 def tolerance_of(model, output=None) -> float:
@@ -211,26 +557,23 @@ def _named_tensors(graph: Graph) -> dict:
     return found
 
 
-def _first_difference(masked, small, inputs, analysis, survivors, tolerance) -> str:
-    old_graph, new_graph = trace(masked), trace(small)
+def _first_difference(model, other, run: Run, kept: Callable, allowed: float) -> str:
+    old_graph, new_graph = trace(model), trace(other)
     old, new = _named_tensors(old_graph), _named_tensors(new_graph)
     keys = [key for key in old if key in new]
     places = [(f"{name}_gate", number) for name, number in keys]
     fresh = [new.get(place, new[key]) for key, place in zip(keys, places)]
     before = keras.Model(old_graph.inputs, [old[key] for key in keys])
     after = keras.Model(new_graph.inputs, fresh)
-    flat = keras.tree.flatten(inputs)
-    outputs = (_run(before, flat), _run(after, flat))
-    for key, expected, received in zip(keys, *outputs, strict=True):
-        channels = analysis.flow.tensors[id(old[key])]
-        array = keras.ops.convert_to_numpy(expected)
-        for axis in range(array.ndim):
-            kept = survivors.along(channels, axis)
-            if kept is not None:
-                array = np.compress(kept, array, axis=axis)
-        if array.shape != tuple(received.shape):
+    flat = keras.tree.flatten(run.inputs)
+    found = [_outputs(each, flat, run.training) for each in (before, after)]
+    found += [_outputs(before, flat, run.training, noise=seed) for seed in _SEEDS]
+    for key, expected, received, *shaken in zip(keys, *found, strict=True):
+        expected, *shaken = (kept(old[key], each) for each in (expected, *shaken))
+        if expected.shape != received.shape:
             return f"first in the layer '{key[0]}', whose shape is not as planned"
-        difference = relative_difference(array, received)
-        if difference > tolerance:
+        noise = ([[[each]] for each in shaken], _times(model, allowed))
+        difference = _excess([[expected]], [[received]], noise)
+        if difference > allowed:
             return f"first in the layer '{key[0]}' (by {difference:.2g})"
     return "though the outputs of all layers agree"

@@ -25,6 +25,7 @@ from filterprune.channels.trace import (
 from filterprune.compiling import Move, compile_alike, recompile
 from filterprune.errors import warn
 from filterprune.expansion import expand, expand_but
+from filterprune.inputs import check_inputs
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
@@ -36,6 +37,7 @@ from filterprune.rebuilding import (
 )
 from filterprune.slots import nothing_to_prune
 from filterprune.suggestions import suggests_keywords
+from filterprune.verification import verify_wrapped
 
 
 def wrap(layer):
@@ -92,7 +94,7 @@ def wrap(layer):
 
 
 @suggests_keywords
-def wrap_model(model, exclude: Any = ()):
+def wrap_model(model, exclude: Any = (), verify: Any = True):
     """Wrap a whole model, knowing its graph.
 
     Gates are put where they can close something: not on filters that reach a
@@ -104,6 +106,9 @@ def wrap_model(model, exclude: Any = ()):
             predicate `fn(layer) -> bool`, or an iterable of those. The name of
             a nested model excludes all that is in it; a layer in it is named
             `"backbone/conv1"` or just `"conv1"`.
+        verify: whether to run both models, all gates open, on generated inputs and
+            compare; or inputs to run them on, arrays in the structure that the model
+            takes, where generated ones do not fit. Defaults to `True`.
 
     Returns:
         A masked model that computes what `model` does, with its weights,
@@ -114,7 +119,10 @@ def wrap_model(model, exclude: Any = ()):
         TypeError: if `model` is no Keras model, or an entry of `exclude` is
             neither a name, a type nor a predicate.
         ValueError: if `model` is subclassed, not built or masked already, or
-            if an entry of `exclude` matches no layer.
+            if an entry of `exclude` matches no layer, or if `verify` are no
+            inputs of it.
+        filterprune.VerificationError: if the outputs of both models differ; it
+            names the first layer whose output does.
 
     Example:
 
@@ -124,6 +132,7 @@ def wrap_model(model, exclude: Any = ()):
     ```
     """
     check_model(model)
+    plain, inputs = model, check_inputs(model, verify)
     model = expand_but(model, _exclusion(model, exclude, layers=True))
     excluded = _exclusion(model, exclude)
     analysis = study(model, excluded)
@@ -135,7 +144,10 @@ def wrap_model(model, exclude: Any = ()):
     chosen = _to_mask(analysis)
     if not chosen:
         warn(f"{nothing_to_prune(analysis)}. The wrapped model has no gates.")
-    return _wrap_chosen(model, chosen)
+    masked = _wrap_chosen(model, chosen)
+    if verify is not False:
+        verify_wrapped(plain, masked, inputs)
+    return masked
 
 
 def wrap_paths(model, paths, keep_state=False):

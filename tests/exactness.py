@@ -51,6 +51,8 @@ def randomise(model, seed=0):
         else:
             value = rng.normal(0, 0.3, shape)
         weight.assign(value)
+    for layer in model._flatten_layers():
+        getattr(layer, "finalize_state", int)()  # its constants are those weights
     return model
 
 

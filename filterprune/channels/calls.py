@@ -17,6 +17,7 @@ import numpy as np
 from filterprune.channels.activations import LINEAR, activation_of
 from filterprune.channels.labels import Channels, LabelTable
 from filterprune.channels.trace import Graph, Node, is_layer
+from filterprune.running import undisturbed
 from filterprune.sums import peek
 
 _CURRENT: contextvars.ContextVar["Call"] = contextvars.ContextVar("filterprune_call")
@@ -250,7 +251,7 @@ class Call:
         modes = [{"training": True}, {"training": False}] if self.training else [{}]
         results = []
         for mode in modes:
-            with keras.StatelessScope(list(weights)):
+            with undisturbed(self.op, values=weights):
                 output = self.op(*args, **kwargs, **mode)
             array = keras.ops.convert_to_numpy(output)
             results.append(np.asarray(array, "float64"))
@@ -261,7 +262,8 @@ class Call:
         tensors = {id(t): a for t, a in zip(self.node.inputs, arrays, strict=True)}
         args, kwargs = self.node.fill(tensors)
         kwargs.pop("training", None)
-        return self.op.call(*args, **kwargs)
+        with undisturbed(self.op):
+            return self.op.call(*args, **kwargs)
 
     def step(self, inputs, outputs, worth) -> None:
         self.flow.steps.append(Step(self, tuple(inputs), tuple(outputs), worth))

@@ -40,6 +40,7 @@ from filterprune.channels.trace import (
     trace,
     without_mask,
 )
+from filterprune.running import attributes_kept
 
 
 def flow(model) -> Flow:
@@ -245,7 +246,8 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
         _signature(function).bind(bare, *args, **kwargs)
     except TypeError as error:
         raise Ambiguous(f"it is called in a way its rule does not know: {error}")
-    outputs = keras.tree.flatten(function(bare, *args, **kwargs))
+    with attributes_kept(bare):  # some rules run it
+        outputs = keras.tree.flatten(function(bare, *args, **kwargs))
     if is_layer(bare) and registry.known_type(type(bare)) is not type(bare):
         reason = why_not_remade(bare, call.flow.binding(call).config)
         if reason is not None:

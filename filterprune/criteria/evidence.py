@@ -23,6 +23,7 @@ from filterprune.channels.calls import Call, Loop
 from filterprune.channels.labels import squeeze_uniform
 from filterprune.channels.trace import is_layer, part_named, parts_of
 from filterprune.criteria import recurrence
+from filterprune.running import attributes_kept, without_gradients
 from filterprune.slots import Slots
 
 
@@ -171,7 +172,7 @@ def tapping(model, readings: list[Reading], tap: Callable) -> Iterator[None]:
             # The calls of a shared layer come in the order of the analysis.
             turn = itertools.cycle(turns[key])
             vars(layer)["call"] = functools.partial(_tapped, layer.call, turn, tap)
-        with keras.StatelessScope():
+        with attributes_kept(model), keras.StatelessScope():
             yield
     finally:
         for key, layer in layers.items():
@@ -226,7 +227,7 @@ def activations(slots: Slots, readings, measure: Callable, batches) -> list:
         return tensor
 
     for inputs, _, _ in batches:
-        with _without_gradients(), tapping(slots.model, readings, note):
+        with without_gradients(), tapping(slots.model, readings, note):
             slots.model(inputs, training=False)
     return [total / max(count, 1) for total, count in zip(sums, rows)]
 
@@ -312,12 +313,6 @@ def own_loss(function) -> Callable:
         return sum(keras.ops.mean(function(*pair)) for pair in pairs)
 
     return loss
-
-
-def _without_gradients() -> contextlib.AbstractContextManager:
-    if keras.backend.backend() == "torch":
-        return importlib.import_module("torch").no_grad()
-    return contextlib.nullcontext()
 
 
 def _gradients(run: Callable) -> list[tuple]:
