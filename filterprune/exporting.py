@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import keras
 
 from filterprune.channels.trace import check_model
-from filterprune.errors import VerificationError
+from filterprune.errors import VerificationError, one_line
 from filterprune.files import check_target, replacing
 from filterprune.gates import is_masked
 from filterprune.runtimes import RUNTIMES, Exported
@@ -188,7 +188,7 @@ def _convert(model, path: pathlib.Path, format: str) -> None:
             model(generate_inputs(model), training=False)
             model.export(str(path), format=_FORMATS[format].keras, verbose=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise RuntimeError(
             f"Keras cannot export '{model.name}' to {format!r}: {reason}"
         ) from error

@@ -15,6 +15,7 @@ from filterprune.cli import (
     timing,
 )
 from filterprune.cli.output import FAILED, INTERRUPTED, USAGE, Failed, Refused
+from filterprune.errors import one_line
 from filterprune.version import __version__
 
 _FAMILIES = (
@@ -93,5 +94,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show_warning(message, category, *_, **__) -> None:
-    text = " ".join(str(message).split())
-    print(f"filterprune: warning: {text}", file=sys.stderr)
+    print(f"filterprune: warning: {one_line(message, sys.maxsize)}", file=sys.stderr)
