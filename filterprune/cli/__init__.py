@@ -14,6 +14,7 @@ from filterprune.cli import (
     pruning,
     timing,
 )
+from filterprune.cli.arguments import Parser
 from filterprune.cli.output import FAILED, INTERRUPTED, USAGE, Failed, Refused
 from filterprune.errors import one_line
 from filterprune.version import __version__
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="filterprune",
         description="Structured pruning for Keras: really smaller, faster convnets.",
         epilog=_EPILOG,
