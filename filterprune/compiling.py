@@ -8,7 +8,7 @@ import numpy as np
 
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import adafactor_factors, metric_functions
-from filterprune.errors import warn
+from filterprune.errors import one_line, warn
 
 # How Keras names the moving average of a weight (`use_ema`), behind its path.
 AVERAGE = "_average"
@@ -51,7 +51,7 @@ def recompile(model, new) -> bool:
     except Exception as error:
         warn(
             f"'{new.name}' is not compiled, because what '{model.name}' is compiled "
-            f"with cannot be copied: {error} Call `compile` on it."
+            f"with cannot be copied: {one_line(error)} Call `compile` on it."
         )
         return False
     return True

@@ -14,6 +14,7 @@ from keras import layers
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.compaction import compact
 from filterprune.cost import Cost
+from filterprune.files import replacing
 from filterprune.report import analyze
 from filterprune.schedules import PolynomialDecay
 from filterprune.wrapping import wrap_model
@@ -374,5 +375,6 @@ def _latencies(models, images, repeats: int = 50) -> list[float]:
 
 
 def _save(model, path: pathlib.Path) -> int:
-    model.save(path)
+    with replacing(path, overwrite=True) as made:
+        model.save(made)
     return path.stat().st_size

@@ -18,7 +18,7 @@ from filterprune.channels.trace import (
     trace,
 )
 from filterprune.compiling import recompile
-from filterprune.errors import warn
+from filterprune.errors import one_line, warn
 from filterprune.inlining import (
     TOLERANCE,
     Trial,
@@ -149,7 +149,7 @@ class _Expander(Rebuilder):
         try:
             new = copy_whole(op)
         except Exception as error:
-            self._give_up(op, f"it cannot be copied ({error})")
+            self._give_up(op, f"it cannot be copied ({one_line(error)})")
             return copy_built(op)
         self._name_parts(new, set())
         return new
@@ -182,7 +182,9 @@ class _Expander(Rebuilder):
                 trial = Trial(new, self._function, args, given)
                 reason = trial.why_not(old, self._function, args, given)
             except Exception as error:
-                reason = f"it cannot be called with symbolic tensors ({error})"
+                reason = (
+                    f"it cannot be called with symbolic tensors ({one_line(error)})"
+                )
         if trial is None or reason is not None:
             self._give_up(old, str(reason))
             for part, own in zip(parts_of(new), parts_of(old)):

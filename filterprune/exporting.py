@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import keras
 
-from filterprune.channels.trace import check_model
-from filterprune.errors import VerificationError
+from filterprune.channels.trace import check_model, parts_of
+from filterprune.errors import VerificationError, one_line
 from filterprune.files import check_target, replacing
 from filterprune.gates import is_masked
+from filterprune.naming import did_you_mean
 from filterprune.recovery import state_kept
 from filterprune.runtimes import RUNTIMES, Exported
 from filterprune.verification import compare, fitting_inputs
@@ -28,6 +29,7 @@ class _Format:
         suffix: how its files end; a folder has none.
         also: the suffixes of more files beside it.
         marker: a file in it, if it is a folder.
+        float64: whether what runs it computes in float64 as well.
         needs: for each backend of Keras what converts, where that is a package.
     """
 
@@ -35,6 +37,7 @@ class _Format:
     suffix: str
     also: tuple[str, ...] = ()
     marker: str | None = None
+    float64: bool = False
     needs: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -55,6 +58,7 @@ _FORMATS = {
         "tf_saved_model",
         "",
         marker="saved_model.pb",
+        float64=True,
         needs={"jax": "tensorflow", "torch": "tensorflow"},
     ),
 }
@@ -111,10 +115,11 @@ def export_model(
     Raises:
         TypeError: if `model` is no Keras model.
         ValueError: if it is subclassed, not built or has gates, if `format` is not
-            known or `path` ends otherwise.
+            known, or cannot hold the model's dtype, or `path` ends otherwise.
         FileExistsError, OSError: if `path` is taken, or cannot be written to.
         ImportError: if a package that converts is not installed.
-        RuntimeError: if the model cannot be converted to the format.
+        RuntimeError: if the model cannot be converted to the format, or not be run
+            by its runtime.
         filterprune.VerificationError: if the outputs differ by more than rounding
             explains. Nothing is left at `path` then.
 
@@ -151,14 +156,25 @@ def check_export(model, path, format, overwrite=False) -> None:
             "masked and would be exported at full size. Export what "
             "`filterprune.compact` makes of it."
         )
+    if _FORMATS[format].float64:
+        return
+    for layer in parts_of(model):
+        if getattr(layer, "compute_dtype", None) == "float64":
+            raise ValueError(
+                f"Expected a model that computes in float32 or less for "
+                f"format={format!r}: {RUNTIMES[format].name} does not compute all "
+                f"layers in float64. Received: '{model.name}', whose '{layer.name}' "
+                "does. Export to 'saved_model', or make the model again under "
+                "`keras.config.set_dtype_policy('float32')` and copy the weights."
+            )
 
 
 def check_path(path, format, overwrite=False) -> None:
     """Raise unless a model can be exported to that path in that format."""
-    if format not in _FORMATS:
+    if format not in FORMATS:
         raise ValueError(
-            f"Expected `format` to be one of {list(_FORMATS)}. "
-            f"Received: format={format!r}"
+            f"Expected `format` to be one of {list(FORMATS)}. "
+            f"Received: format={format!r}.{did_you_mean(format, FORMATS)}"
         )
     how = _FORMATS[format]
     if how.suffix and pathlib.Path(path).suffix != how.suffix:
@@ -189,15 +205,22 @@ def _convert(model, path: pathlib.Path, format: str) -> None:
             model(fitting_inputs(model), training=False)
             model.export(str(path), format=_FORMATS[format].keras, verbose=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise RuntimeError(
             f"Keras cannot export '{model.name}' to {format!r}: {reason}"
         ) from error
 
 
 def _check(model, path: pathlib.Path, format: str):
-    with _quiet():
-        found = compare(model, Exported(path, format, model))
+    try:
+        with _quiet():
+            found = compare(model, Exported(path, format, model))
+    except Exception as error:  # runtimes have exceptions of their own
+        reason = one_line(error) or type(error).__name__
+        raise RuntimeError(
+            f"{RUNTIMES[format].name} cannot run what Keras exports of "
+            f"'{model.name}' to {format!r}: {reason} Nothing was written."
+        ) from error
     if not found.same:
         raise VerificationError(
             f"In {RUNTIMES[format].name} the outputs of '{model.name}' differ by "

@@ -1,5 +1,6 @@
 """Which channels a masked model keeps, as plain lists, and back again."""
 
+import reprlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from filterprune.channels.groups import study
 from filterprune.channels.trace import parts_of
 from filterprune.layers.base import Masked
+from filterprune.schedules import is_integer
 from filterprune.slots import masked_analysis
 from filterprune.wrapping import wrap_paths
 
@@ -58,8 +60,9 @@ def replay(model, kept: Mapping[str, list[int]]):
         A masked model whose masked layers, and open gates, are those of `kept`.
 
     Raises:
-        TypeError: if `model` is no Keras model.
-        ValueError: if `kept` names a layer that the model does not have, or
+        TypeError: if `model` is no Keras model, or `kept` is no dict of lists by
+            paths.
+        ValueError: if `kept` is empty, names a layer that the model does not have, or
             channels that the layer does not have, or if the model is masked
             already. Nothing is made then.
 
@@ -72,19 +75,50 @@ def replay(model, kept: Mapping[str, list[int]]):
     small = filterprune.compact(filterprune.replay(fresh, kept))
     ```
     """
-    masked = wrap_paths(model, kept)
+    numbers = _checked(kept)
+    masked = wrap_paths(model, numbers)
     for place in study(masked).masks:
-        path, size = place.path, place.size
-        numbers = np.asarray(kept[path])
-        valid = numbers.ndim == 1 and (not numbers.size or numbers.dtype.kind in "iu")
-        if not valid or (
-            numbers.size and not 0 <= numbers.min() <= numbers.max() < size
-        ):
-            raise ValueError(
-                f"Expected the channels of '{path}' to be integers from 0 to "
-                f"{size - 1}. Received: {kept[path]!r}"
-            )
-        gate = np.zeros(size)
-        gate[numbers.astype(int)] = 1
+        gate = np.zeros(place.size)
+        for number in numbers[place.path]:
+            if not 0 <= number < place.size:
+                raise _wrong(place.path, kept[place.path], f" to {place.size - 1}")
+            gate[number] = 1
         place.variable.assign(gate)
     return masked
+
+
+def _checked(kept) -> dict[str, list[int]]:
+    """The same as plain lists, if it is what `kept_indices` returns."""
+    if not isinstance(kept, Mapping):
+        raise TypeError(
+            "Expected `kept` to be a dict from paths of layers to lists of channels, "
+            "as `filterprune.kept_indices` returns it. Received: "
+            f"{reprlib.repr(kept)} (of type {type(kept).__name__})"
+        )
+    if not kept:
+        raise ValueError(
+            "Expected `kept` to name the masked layers and their channels, as "
+            "`filterprune.kept_indices` returns them. Received: an empty dict."
+        )
+    found = {}
+    for path, numbers in kept.items():
+        if not isinstance(path, str):
+            raise TypeError(
+                "Expected the keys of `kept` to be paths of layers. Received: "
+                f"{reprlib.repr(path)} (of type {type(path).__name__})"
+            )
+        if isinstance(numbers, np.ndarray):
+            numbers = numbers.tolist()
+        # A bool is an integer to Python, and a list of them looks like a mask.
+        is_list = isinstance(numbers, (list, tuple, range))
+        if not is_list or not all(map(is_integer, numbers)):
+            raise _wrong(path, kept[path])
+        found[path] = [int(number) for number in numbers]
+    return found
+
+
+def _wrong(path: str, received, last: str = "") -> ValueError:
+    return ValueError(
+        f"Expected the channels of '{path}' to be a list of integers from 0{last}. "
+        f"Received: {reprlib.repr(received)} (of type {type(received).__name__})"
+    )

@@ -59,23 +59,6 @@ class Origin:
     def _expand(self, values: np.ndarray, gone) -> np.ndarray:
         return np.where(self.place >= 0, values[self.place], gone)
 
-    def state(self) -> dict:
-        """What is gone, and how scores go on, for a file: see `restore`."""
-        return {
-            "gone": np.flatnonzero(self.place < 0).tolist(),
-            "last": self._last.tolist(),
-            "scale": [float(self._scale[part.start]) for part in self.slots.slices],
-        }
-
-    def gone(self, state: dict) -> np.ndarray:
-        """Which original slots are gone by a state, `(slots,)` bool."""
-        return np.isin(np.arange(self.slots.count), state["gone"])
-
-    def restore(self, state: dict) -> None:
-        """Score as was noted in a state."""
-        self._scale = np.repeat(state["scale"], [s.size for s in self.slots.groups])
-        self._last = np.array(state["last"])
-
     def follow(self, model, dead: np.ndarray, criterion=None) -> None:
         """Go on with the masked model that compaction made of the current one.
 

@@ -15,7 +15,6 @@ from filterprune.limits import check_patterns, matches
 from filterprune.recovery import state_kept
 from filterprune.schedules import check_sparsity
 from filterprune.selection import Selector
-from filterprune.slots import Slots
 from filterprune.suggestions import suggests_keywords
 from filterprune.wrapping import wrap_model
 

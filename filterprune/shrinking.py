@@ -1,25 +1,22 @@
 """Shrink as you train: what is pruned in one epoch makes the next one faster."""
 
-import json
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras.callbacks import BackupAndRestore
 
+from filterprune import criteria
 from filterprune.callbacks import FilterPruningCallback
 from filterprune.channels.groups import study
 from filterprune.compaction import compacted
 from filterprune.distillation import go_on_learning
 from filterprune.origin import Origin
 from filterprune.relaying import Relay
+from filterprune.resuming import Backup, extras
 from filterprune.schedules import check_sparsity, is_integer
 from filterprune.slots import masked_analysis
 from filterprune.wrapping import wrap_paths
-
-# Which channels there are, next to what `BackupAndRestore` writes.
-STATE = "filterprune-kept.json"
 
 
 def fit_shrinking(
@@ -46,8 +43,9 @@ def fit_shrinking(
     To callbacks all is one `fit`: epochs and steps are numbered on, they are told
     once that training begins and once that it ends, and `self.model` is the model
     of the day. Files of `ModelCheckpoint` hold that; best weights of
-    `EarlyStopping` are restored along with their model. `BackupAndRestore` resumes
-    a run that was killed, with the channels that were left.
+    `EarlyStopping` are restored along with their model. With `BackupAndRestore` a
+    run that was killed at any moment is resumed, and ends as it would have: give the
+    same arguments, and data in the same order in every epoch.
 
     Args:
         masked: a compiled masked model. It is trained up to the first compaction,
@@ -89,16 +87,30 @@ def fit_shrinking(
     """
     callbacks = keras.tree.flatten(callbacks or [])
     pruning = _check(masked, callbacks, epochs, initial_epoch, shrink_at)
-    model, origin = _resumed(masked, callbacks)
+    origin = Origin(masked)
+    criterion = criteria.get(pruning.criterion)
 
-    def is_due(epoch: int) -> bool:
-        if epoch + 1 >= epochs or not pruning.is_settled():
+    def is_ready() -> bool:
+        if not pruning.is_settled():
             return False
         current = origin.current
         closed = current.filters[current.closed()].sum() / current.filters.sum()
-        return closed >= shrink_at or (closed > 0 and pruning.is_done())
+        return bool(closed >= shrink_at or (closed > 0 and pruning.is_done()))
 
-    relay, epoch = Relay(callbacks, is_due), initial_epoch
+    others = [c for c in callbacks if not isinstance(c, BackupAndRestore)]
+    backups = [
+        Backup(c, others, criterion, is_ready)
+        for c in callbacks
+        if isinstance(c, BackupAndRestore)
+    ]
+    relay = Relay([*others, *backups], lambda e: e + 1 < epochs and is_ready())
+    model, epoch = masked, initial_epoch
+    for backup in [b for b in backups if b.entries][:1]:
+        model, last = _resumed(masked, backup, origin, criterion)
+        epoch = last["epoch"]
+        if last["ready"] and epoch < epochs:  # killed as it was about to be compacted
+            model = _shrunk(model, origin, criterion)
+            backup.pending = origin
     pruning.origin = origin
     try:
         while True:
@@ -109,12 +121,13 @@ def fit_shrinking(
                 break
             epoch = relay.epoch
             model = _shrunk(model, origin, pruning.selector.criterion)
-            _note(origin, callbacks)
             relay.shrunk(origin, model)
         result = relay.finish()
     finally:
         pruning.origin = None
     small = compacted(result, verify=verify)
+    for backup in backups:
+        backup.finish()
     small.history = relay.history
     return small, relay.history
 
@@ -148,57 +161,24 @@ def _shrunk(model, origin: Origin, criterion=None):
     """The same model without the channels that are closed, wrapped again."""
     dead, *_ = study(model).decide()
     new = wrap_paths(compacted(model, verify=False), origin.paths, keep_state=True)
+    for old, variable in zip(extras(model), extras(new)):
+        if old.shape == variable.shape and old.dtype == variable.dtype:
+            variable.assign(old)
     go_on_learning(model, new)
     origin.follow(new, dead, criterion)
     return new
 
 
-def _backups(callbacks: Sequence) -> list[pathlib.Path]:
-    return [
-        pathlib.Path(callback.backup_dir)
-        for callback in callbacks
-        if isinstance(callback, keras.callbacks.BackupAndRestore)
-    ]
+def _resumed(masked, backup: Backup, origin: Origin, criterion):
+    """The model that a run was killed with, and the entry of its backup.
 
-
-def _note(origin: Origin, callbacks: Sequence) -> None:
-    """Write which channels are left to where a backup is.
-
-    The last backup is of the model before: what that had is kept as well.
+    It is made as it was then, so that whatever compaction decided by weights comes
+    out the same.
     """
-    for folder in _backups(callbacks):
-        path = folder / STATE
-        known = json.loads(path.read_text())[:1] if path.exists() else []
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps([origin.state(), *known]))
-        os.replace(temporary, path)
-
-
-def _resumed(masked, callbacks: Sequence):
-    """The model that a backup is of, `masked` or a smaller one, and its origin."""
-    for folder in _backups(callbacks):
-        weights = list(folder.glob("*.weights.h5"))
-        if not weights or not (folder / STATE).exists():
-            continue
-        for state in json.loads((folder / STATE).read_text()):
-            origin = Origin(masked)
-            before = origin.closed()
-            origin.set_gates(origin.gone(state))
-            model = _shrunk(masked, origin)
-            origin.slots.set_gates(before)
-            origin.restore(state)
-            if _fits(model, weights[0]):
-                return model, origin
-    return masked, Origin(masked)
-
-
-def _fits(model, path: pathlib.Path) -> bool:
-    """Whether weights in a file are those of a model, which then has them."""
-    if not model.optimizer.built:
-        model.optimizer.build(model.trainable_variables)
-    try:
-        model.load_weights(path)
-    except Exception:  # what Keras raises depends on what does not fit
-        return False
-    return True
+    *before, last = backup.entries
+    model = masked
+    for entry in before:
+        backup.load(model, entry)
+        model = _shrunk(model, origin, criterion)
+    backup.load(model, last)
+    return model, last

@@ -87,6 +87,20 @@ def test_what_cannot_be_converted_says_so(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_what_its_runtime_cannot_run_says_so(tmp_path, monkeypatch):
+    class Broken(Exception):
+        """As runtimes have them."""
+
+    def fails(self, inputs):
+        raise Broken("\x1b[1mNOT_IMPLEMENTED\x1b[0m:\n no kernel")
+
+    monkeypatch.setattr(Exported, "__call__", fails)
+    words = "cannot run what Keras exports of 'plain' to 'litert': NOT_IMPLEMENTED: no"
+    with pytest.raises(RuntimeError, match=words):
+        export_model(builders.plain(), tmp_path / "a.tflite", "litert")
+    assert names(tmp_path) == []
+
+
 def test_folders_that_are_no_saved_models_are_never_replaced(tmp_path):
     model = builders.plain()
     (tmp_path / "mine").mkdir()
@@ -106,6 +120,7 @@ def test_folders_that_are_no_saved_models_are_never_replaced(tmp_path):
     ("path", "format", "error", "message"),
     [
         ("a.tflite", "pdf", ValueError, "Expected `format` to be one of"),
+        ("a.tflite", "tflite", ValueError, "Did you mean 'litert'"),
         ("a.onnx", "litert", ValueError, r"to end with '\.tflite'"),
         ("none/a.tflite", "litert", FileNotFoundError, "no folder"),
         ("taken.tflite", "litert", FileExistsError, "exists already"),

@@ -43,17 +43,42 @@ def test_the_indices_are_those_of_the_open_gates():
     ("kept", "words"),
     [
         ({"conv9": [0]}, "conv9.*Did you mean 'conv"),
-        ({"conv1": [0, 8]}, "'conv1' to be integers from 0 to 7"),
-        ({"conv1": [-1]}, "'conv1' to be integers from 0 to 7"),
-        ({"conv1": [0.5]}, "'conv1' to be integers from 0 to 7"),
+        ({"conv1": [0, 8]}, "'conv1' to be a list of integers from 0 to 7"),
+        ({"conv1": [-1]}, "'conv1' to be a list of integers from 0 to 7"),
+        ({"conv1": [10**30]}, "'conv1' to be a list of integers from 0 to 7"),
+        ({"conv1": [0.0, 1.0]}, "'conv1' to be a list of integers"),
+        ({"conv1": [float("nan")]}, "'conv1' to be a list of integers"),
+        ({"conv1": [True, False]}, "'conv1' to be a list of integers"),
+        ({"conv1": ["0", "1"]}, "'conv1' to be a list of integers"),
+        ({"conv1": [[0], 1]}, "'conv1' to be a list of integers"),
+        ({"conv1": np.array([[0], [1]])}, "'conv1' to be a list of integers"),
+        ({"conv1": "012"}, "'conv1' to be a list of integers.*of type str"),
+        ({"conv1": {"0": 1}}, "'conv1' to be a list of integers.*of type dict"),
+        ({"conv1": 3}, "'conv1' to be a list of integers.*of type int"),
+        ({"conv1": None}, "'conv1' to be a list of integers.*of type NoneType"),
+        ({"conv1": [0.5] * 10**5}, r"\[0.5, 0.5, .*\.\.\.\]"),
+        ({}, "an empty dict"),
+        ({1: [0]}, "to be paths of layers. Received: 1"),
+        (None, "to be a dict.*of type NoneType"),
+        ([1, 2], "to be a dict.*of type list"),
+        ("conv1", "to be a dict.*of type str"),
     ],
 )
 def test_indices_that_do_not_fit(kept, words):
     model = builders.plain()
     before = builders.snapshot(model)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words) as caught:
         filterprune.replay(model, kept)
+    assert caught.value.args[0].startswith("Expected") and len(str(caught.value)) < 500
     assert builders.snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    "numbers", [(1, 3), np.array([1, 3]), np.array([3, 1], "uint8"), [3, 1, 1]]
+)
+def test_other_sequences_of_integers(numbers):
+    again = filterprune.replay(builders.plain(), {"conv1": numbers})
+    assert filterprune.kept_indices(again) == {"conv1": [1, 3]}
 
 
 def test_h5py_shows_the_gates_under_names(tmp_path):

@@ -384,7 +384,3 @@ def test_what_is_gone_keeps_its_last_scores():
     gone = origin.place < 0
     assert gone.any() and before[gone].min() > 0
     assert origin.scores(criterion)[gone].tolist() == before[gone].tolist()
-    restored = Origin(masked)
-    restored.restore(json.loads(json.dumps(origin.state())))
-    restored.place = origin.place
-    assert restored.scores(criterion)[gone].tolist() == before[gone].tolist()

@@ -1,7 +1,5 @@
 """Compacted while it trains: as one fit to callbacks, and to what comes out."""
 
-import json
-
 import builders
 import keras
 import numpy as np
@@ -299,48 +297,3 @@ def test_models_that_cannot_be_fitted():
         fit_shrinking(filterprune.wrap_model(builders.plain()), X, callbacks=[pruning])
     with pytest.raises(ValueError, match="gates"):
         fit_shrinking(builders.plain(), X, callbacks=[pruning])
-
-
-class Killed(Exception):
-    """What ends a process, as far as a test can see."""
-
-
-class Kill(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 3:
-            raise Killed
-
-
-def test_a_killed_run_resumes_with_the_channels_that_were_left(tmp_path):
-    def run(folder, others=()):
-        keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(0)
-        backup = keras.callbacks.BackupAndRestore(tmp_path / folder)
-        masked = net(optimizer=keras.optimizers.SGD(0.01, momentum=0.9))
-        return shrink(masked, [backup, *others], epochs=5, shrink_at=0.1)
-
-    whole, _ = run("a")
-    assert not (tmp_path / "a").exists()  # removed, as by Keras
-    with pytest.raises(Killed):
-        run("b", [Kill()])
-    states = json.loads((tmp_path / "b" / "filterprune-kept.json").read_text())
-    assert len(states[0]["gone"]) > len(states[1]["gone"]) > 0
-    resumed, history = run("b")
-    assert history.epoch == [3, 4]
-    for found, expected in zip(resumed.weights, whole.weights, strict=True):
-        assert_close(found, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_a_run_that_is_killed_before_anything_is_gone_resumes_too(tmp_path):
-    keras.utils.set_random_seed(0)
-    pruning = FilterPruningCallback(PolynomialDecay(begin_step=17, end_step=20))
-    for kill in ([Kill()], []):
-        keras.utils.clear_session(free_memory=False)
-        others = [keras.callbacks.BackupAndRestore(tmp_path / "b"), *kill]
-        if kill:
-            with pytest.raises(Killed):
-                shrink(net(), others, pruning=pruning)
-        else:
-            small, history = shrink(net(), others, pruning=pruning, epochs=6)
-    assert history.epoch == [3, 4, 5]
-    assert small.count_params() < net().count_params()

@@ -40,6 +40,7 @@ from filterprune.channels.trace import (
     trace,
     without_mask,
 )
+from filterprune.errors import one_line
 from filterprune.running import attributes_kept
 
 
@@ -324,7 +325,7 @@ def _check_labels(call: Call, channels: Channels, shape) -> None:
 
 def _barrier(call: Call, reason: str, mark: int) -> list[Channels]:
     """Fix all that a call reads and makes, and all labels its rule made."""
-    table = call.flow.table
+    table, reason = call.flow.table, one_line(reason)
     call.flow.bindings.pop(id(call.op), None)
     for step in call.flow.steps:
         if step.call.op is call.op and step.call is not call:  # an earlier call

@@ -14,7 +14,9 @@ from filterprune.cli import (
     pruning,
     timing,
 )
+from filterprune.cli.arguments import Parser
 from filterprune.cli.output import FAILED, INTERRUPTED, USAGE, Failed, Refused
+from filterprune.errors import one_line
 from filterprune.version import __version__
 
 _FAMILIES = (
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="filterprune",
         description="Structured pruning for Keras: really smaller, faster convnets.",
         epilog=_EPILOG,
@@ -93,5 +95,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show_warning(message, category, *_, **__) -> None:
-    text = " ".join(str(message).split())
-    print(f"filterprune: warning: {text}", file=sys.stderr)
+    print(f"filterprune: warning: {one_line(message, sys.maxsize)}", file=sys.stderr)

@@ -2,7 +2,31 @@
 
 import argparse
 import math
+import sys
 import textwrap
+
+from filterprune.naming import did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what an option or a value is called here that another tool has."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        known = [o for o in self._option_string_actions if o.startswith("--")]
+        for text in args if args is not None else sys.argv[1:]:
+            name = text.split("=")[0]
+            if name == "--" or (self._subparsers and not name.startswith("-")):
+                break  # what follows is no option, or one of the verb's
+            if name.startswith("--") and not any(o.startswith(name) for o in known):
+                self.error(f"unrecognized option {name}.{did_you_mean(name, known)}")
+        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action, value):
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(value, action.choices)
+            raise
 
 
 def add_verb(verbs, name: str, run, summary: str, text: str, examples: str):
@@ -110,7 +134,7 @@ def floor(text: str) -> int | float:
 def positive(text: str) -> float:
     """A number above 0, such as `5e8`."""
     value = _number(text)
-    if not 0 < value < math.inf:
+    if not 0 < value < math.inf or text.endswith("%"):
         raise argparse.ArgumentTypeError(
             f"expected a number above 0, such as 5e8, received {text!r}"
         )
@@ -120,9 +144,10 @@ def positive(text: str) -> float:
 def fraction(text: str) -> float:
     """A number in [0, 1)."""
     value = _number(text)
-    if not 0 <= value < 1:
+    if not 0 <= value < 1 or text.endswith("%"):
         raise argparse.ArgumentTypeError(
-            f"expected a fraction of at least 0 and below 1, received {text!r}"
+            f"expected a fraction of at least 0 and below 1, received {text!r}."
+            f"{_of_percent(value)}"
         )
     return value
 
@@ -130,15 +155,20 @@ def fraction(text: str) -> float:
 def share(text: str) -> float:
     """A number in [0, 1]."""
     value = _number(text)
-    if not 0 <= value <= 1:
+    if not 0 <= value <= 1 or text.endswith("%"):
         raise argparse.ArgumentTypeError(
-            f"expected a fraction from 0 to 1, received {text!r}"
+            f"expected a fraction from 0 to 1, received {text!r}.{_of_percent(value)}"
         )
     return value
 
 
+def _of_percent(value: float) -> str:
+    return f" Did you mean {value / 100:g}?" if 1 < value < 100 else ""
+
+
 def _number(text: str) -> float:
+    """A number; of `50%` the fifty, which the functions above explain."""
     try:
-        return float(text)
+        return float(text.removesuffix("%"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, received {text!r}")

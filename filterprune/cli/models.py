@@ -4,12 +4,17 @@ import importlib
 import os
 import pathlib
 import sys
+import zipfile
 
 import keras
 
 from filterprune.cli.output import Refused, brief, refusing
 from filterprune.files import check_target, replacing
 
+# What the JSON in a model's file may unpack to, in bytes, and how many times the size
+# of the file all of it: Keras does not compress weights, others that archive do.
+TEXT_LIMIT = 2**26
+RATIO_LIMIT = 100
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
@@ -25,6 +30,7 @@ def load(path: str, imports=(), compile: bool = False):
         Refused: if it cannot be loaded.
     """
     check_input(path)
+    check_archive(path)
     import_modules(imports)
     try:
         return keras.saving.load_model(path, compile=compile, safe_mode=True)
@@ -53,12 +59,43 @@ def check_there(*paths: str) -> None:
 def check_input(path: str, suffixes=SUFFIXES) -> None:
     """Raise unless there is a file of such a kind."""
     check_there(path)
-    if not os.path.isfile(path):
+    if os.path.isdir(path):
         raise Refused(f"{path} is a folder, not a file of a Keras model")
+    if not os.path.isfile(path):
+        raise Refused(f"{path} is no regular file, but a device or a pipe")
     if pathlib.Path(path).suffix.lower() not in suffixes:
         raise Refused(
             f"{path} is no file of a Keras model: expected its name to end with "
             f"{' or '.join(suffixes)}"
+        )
+
+
+def check_archive(path: str) -> None:
+    """Raise unless a `.keras` file is whole, and of a size that a model may have.
+
+    What a part unpacks to is known before it is: no reader takes more than that.
+
+    Raises:
+        Refused: if it is not.
+    """
+    if pathlib.Path(path).suffix.lower() != ".keras":
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise Refused(
+            f"cannot load {path}: it is no .keras archive, or it is truncated: "
+            f"{brief(error)}"
+        ) from error
+    if "config.json" not in [part.filename for part in parts]:
+        raise Refused(f"cannot load {path}: there is no config.json in it")
+    texts = [part.file_size for part in parts if part.filename.endswith(".json")]
+    size, total = os.path.getsize(path), sum(part.file_size for part in parts)
+    if max(texts) > TEXT_LIMIT or total > TEXT_LIMIT + RATIO_LIMIT * size:
+        raise Refused(
+            f"cannot load {path}: its {size:,} bytes unpack to {total:,}, which no "
+            "model does"
         )
 
 

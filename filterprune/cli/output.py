@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from filterprune.errors import one_line
+
 # Exit codes beyond 0; 2 is what argparse uses, 130 what shells do on Ctrl-C.
 FAILED = 1
 USAGE = 2
@@ -41,7 +43,7 @@ def refusing(*kinds: type[Exception], prefix: str = "") -> Iterator[None]:
 
 def brief(error: BaseException, size: int = 600) -> str:
     """The message of an exception in one line."""
-    text = " ".join(str(error).split())
+    text = one_line(error, sys.maxsize)
     text = text.split(" Full object config:")[0]
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")

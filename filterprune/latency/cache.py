@@ -6,12 +6,12 @@ import json
 import os
 import pathlib
 import platform
-import tempfile
 from typing import Any
 
 import keras
 
 from filterprune.errors import warn
+from filterprune.files import replacing
 from filterprune.latency.running import devices
 
 # What changes how fast operations are, from outside.
@@ -80,27 +80,20 @@ class Cache:
 
     def _read(self) -> dict[str, Any]:
         try:
-            figures = json.loads(self.path.read_text())["figures"]
+            figures = json.loads(self.path.read_text(encoding="utf-8"))["figures"]
             return figures if isinstance(figures, dict) else {}
-        except (OSError, ValueError, KeyError, TypeError):  # none, or not ours
-            return {}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return {}  # there is none, or it is not ours
 
     def write(self) -> None:
         """Write what is known, with what others wrote meanwhile, or warn."""
         figures = {**self._read(), **self.figures}
         content = {"environment": self.environment, "figures": figures}
-        temporary = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.path.parent, suffix=".tmp", delete=False
-            ) as file:
-                temporary = file.name
-                json.dump(content, file, indent=0)
-            os.replace(temporary, self.path)
+            with replacing(self.path, overwrite=True) as made:
+                made.write_text(json.dumps(content, indent=0), encoding="utf-8")
         except OSError as error:
-            if temporary is not None and os.path.exists(temporary):
-                os.remove(temporary)
             warn(
                 f"What was measured cannot be kept in {self.path}: {error} It will be "
                 "measured again; pass a `cache_dir` that can be written to."

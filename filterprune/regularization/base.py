@@ -90,6 +90,15 @@ class GroupRegularizer(keras.callbacks.Callback):
         if self.end_step is None:
             last_step(self, 0, 0, self.end_fraction)  # raises if it is not known
         self._planned = False
+        self._resumed: dict = {}
+
+    def state_to_resume(self) -> dict:
+        """What `fit_shrinking` keeps with a backup, for `resume_from`."""
+        return {"done": self._done}
+
+    def resume_from(self, state: dict) -> None:
+        """Go on as the run that was killed would have."""
+        self._resumed = state
 
     def on_shrink(self, origin: Origin) -> None:
         """Go on with a model that was compacted and wrapped again."""
@@ -98,7 +107,7 @@ class GroupRegularizer(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         step = optimizer_step(self.model)
         if not self._planned:
-            self._planned, self._done = True, step
+            self._planned, self._done = True, self._resumed.get("done", step)
             end = self.end_step
             if end is None:
                 end = last_step(self, step, epoch, self.end_fraction)

@@ -135,11 +135,19 @@ class GrowingRegularization(GroupRegularizer):
     def on_epoch_begin(self, epoch, logs=None):
         first = not self._planned
         super().on_epoch_begin(epoch, logs)
-        if first:
+        if first and not self._resumed:
             self._begin = self._done
             order = np.argsort(self.criterion.score(self._slots), kind="stable")
             self._chosen = np.zeros(self._slots.count, bool)
             self._chosen[order[: int(self.sparsity * order.size + 0.5)]] = True
+
+    def state_to_resume(self):
+        more = {"begin": self._begin, "chosen": self._chosen.tolist()}
+        return {**super().state_to_resume(), **more}
+
+    def resume_from(self, state):
+        super().resume_from(state)
+        self._begin, self._chosen = state["begin"], np.array(state["chosen"])
 
     def on_shrink(self, origin):
         super().on_shrink(origin)

@@ -589,3 +589,25 @@ def test_behind_a_mean_over_fewer_channels_shapes_are_known():
     masked = filterprune.wrap_model(randomise(keras.Model(x, layers.Dense(3)(y))))
     close_at_random(masked)
     assert check_exact(masked).layers[1].filters == 2
+
+
+@keras.saving.register_keras_serializable("test")
+class Colourful(keras.layers.Layer):
+    """Raises as Keras and TensorFlow do, in colours and several lines."""
+
+    def call(self, x):
+        if not hasattr(x, "_keras_history"):
+            raise ValueError(
+                "\x1b[1mIt\x1b[0m cannot\n\n\tbe \x1b]8;;u\x07run\x1b[38;5;1m."
+            )
+        return x * 1.0
+
+
+def test_reasons_are_one_line_without_colours():
+    x = keras.Input((8, 8, 3))
+    y = Colourful()(layers.Conv2D(4, 3)(x))
+    report = filterprune.analyze(keras.Model(x, layers.Conv2D(2, 1)(y)))
+    assert "It cannot be run." in str(report.barriers)
+    for text in (str(report), report.to_json(), report.to_html()):
+        assert "\x1b" not in text and "\\u001b" not in text
+    assert all("\n" not in reason for reason in report.barriers)

@@ -1,8 +1,10 @@
 """What cannot be run as given: exit code 2, one line, nothing touched."""
 
 import os
+import resource
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -85,12 +87,29 @@ def test_options_that_make_no_sense(run, tmp_path, options, message):
         ("prune full.keras -o a.keras --remove 0.5 --max-sparsity 2", "from 0 to 1"),
         ("prune full.keras -o a.keras --remove 0.5 --target time", "invalid choice"),
         ("export small.keras --to pdf", "invalid choice: 'pdf'"),
+        ("export small.keras --to tflite", "Did you mean 'litert'?"),
+        ("export small.keras --to SavedModel", "Did you mean 'saved_model'?"),
+        ("export small.keras --format onnx", "--format. Did you mean '--to'?"),
+        ("prune full.keras -o a.keras --amount 0.5", "Did you mean '--remove'?"),
+        ("prune full.keras -o a.keras --pruning-ratio=0.5", "Did you mean '--remove'"),
+        ("prune full.keras -o a.keras --sparsity 50", "Did you mean '--remove'?"),
+        ("prune full.keras -o a.keras --remove 50", "Did you mean 0.5?"),
+        ("prune full.keras -o a.keras --remove 50%", "Did you mean 0.5?"),
+        ("prune full.keras -o a.keras --flops 1e6", "'--target macs --budget 5e8'?"),
+        ("prune full.keras -o a.keras --remove 0.5 --target flops", "mean 'macs'?"),
+        ("prune full.keras -o a.keras --remove 0.5 --importance l1", "'--criterion'?"),
+        (
+            "prune full.keras -o a.keras --remove 0.5 --criterio l1 --xyz",
+            "option --xyz.",
+        ),
+        ("prun full.keras", "invalid choice: 'prun'"),
+        ("prun full.keras", "Did you mean 'prune'?"),
         ("bench full.keras", "OTHER"),
     ],
 )
 def test_usage(run, argv, message):
     found = run(*argv.split())
-    assert found.code == 2 and message in found.err
+    assert found.code == 2 and message in found.err.replace("\n", " ")
 
 
 def test_budgets_out_of_reach_name_the_smallest(run, tmp_path):
@@ -159,6 +178,7 @@ def test_places_that_cannot_be_written_to(run, tmp_path):
         ("file/a.keras", "is no folder"),
         ("a.h5", "to end with .keras"),
         ("folder.keras", "exists"),
+        ("a" * 250 + ".keras", "name too long"),
     ):
         found = run("compact", "masked.keras", "-o", tmp_path / to)
         assert found.code == 2 and message in found.complaint
@@ -166,6 +186,77 @@ def test_places_that_cannot_be_written_to(run, tmp_path):
         "compact", "masked.keras", "-o", tmp_path / "folder.keras", "--overwrite"
     )
     assert found.code == 2 and "it is a folder" in found.complaint
+
+
+def bomb(path, name="config.json", size=2**31):
+    """A small archive, a part of which unpacks to a lot."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for other in {"config.json", "metadata.json", "model.weights.h5"} - {name}:
+            archive.writestr(other, "{}")
+        with archive.open(name, "w", force_zip64=True) as part:
+            block = bytes(2**20)
+            for _ in range(size // len(block)):
+                part.write(block)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.weights.h5", "assets/a"])
+def test_archives_that_unpack_to_too_much(run, tmp_path, name):
+    """They are not unpacked to find out."""
+    bomb(tmp_path / "bomb.keras", name, 2**28)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = run("inspect", tmp_path / "bomb.keras")
+    assert found.code == 2 and "which no model does" in found.complaint
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15  # KiB
+
+
+def test_archives_that_lie_about_their_sizes(run, tmp_path):
+    """Readers stop where a part is said to end."""
+    path = tmp_path / "bomb.keras"
+    bomb(path, size=2**27)
+    content = path.read_bytes()
+    size = (2**27).to_bytes(8, "little")
+    assert size in content or (2**27).to_bytes(4, "little") in content
+    content = content.replace(size, (2**20).to_bytes(8, "little"))
+    content = content.replace(size[:4], (2**20).to_bytes(4, "little"))
+    path.write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = run("inspect", path)
+    assert found.code == 2 and len(found.err.splitlines()) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**15
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("truncated.keras", "truncated"),
+        ("text.keras", "it is no .keras archive"),
+        ("empty.keras", "it is no .keras archive"),
+        ("/dev/null", "no regular file"),
+        (".", "is a folder"),
+    ],
+)
+def test_files_say_what_is_wrong_with_them(run, file, message):
+    found = run("inspect", file)
+    assert found.code == 2 and message in found.complaint
+    assert "not found" not in found.complaint.lower()
+
+
+def test_archives_of_something_else(run, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    found = run("inspect", tmp_path / "a.keras")
+    assert found.code == 2 and "no config.json" in found.complaint
+
+
+def test_models_in_float64_are_not_exported(run, tmp_path):
+    inputs = keras.Input((8, 8, 3), dtype="float64")
+    layers = keras.layers
+    outputs = layers.Conv2D(4, 3, dtype="float64", name="wide")(inputs)
+    keras.Model(inputs, outputs).save(tmp_path / "m.keras")
+    for format in ("onnx", "openvino", "litert"):
+        found = run("export", tmp_path / "m.keras", "--to", format)
+        assert found.code == 2 and "'wide' does" in found.complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["m.keras"]
 
 
 def test_models_without_gates_are_not_compacted(run, tmp_path):
