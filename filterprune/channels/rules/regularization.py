@@ -2,9 +2,9 @@
 
 from keras import layers
 
-from filterprune.channels.calls import current
+from filterprune.channels.moves import where_equal
 from filterprune.channels.registry import rule
-from filterprune.channels.verbs import same
+from filterprune.channels.verbs import same, take
 
 
 @rule(
@@ -33,8 +33,8 @@ def identity(layer, x):
 def augmentation(layer, x):
     # In training, what lies outside of the map comes in: the `fill_value`.
     outside = getattr(layer, "fill_value", 0) or 0
-    elementwise = not current().training
-    return same(x, elementwise=elementwise, keeps_zero=outside == 0)
+    x = take(x, lambda values: where_equal(values, outside))
+    return same(x, elementwise=True, keeps_zero=outside == 0)
 
 
 @rule(layers.GaussianNoise, layers.AlphaDropout)
