@@ -133,7 +133,7 @@ def gate_output(
             if name == gates[0]:
                 makers[name] = made
     outputs: tuple[Place, ...] = ()
-    if not makers or not activation_of(call.op).keeps_zero:
+    if not makers or not activation_of(call.op, shape=call.outputs[0]).keeps_zero:
         numbers = {}  # only the output can be gated
         outputs = (Place(0, axis, np.arange(size)),)
     gate = Gate(labels, axis, numbers, makers, makes, keeps_zero, outputs, **about)

@@ -12,10 +12,9 @@ from filterprune.channels.labels import Channels
 # What stands for "some constant, not zero" while weights may still change.
 GENERIC = 0.5772156649
 
-# Sizes for the axes of a map that the model leaves open: odd, prime and not square
-# as long as the layer takes them, and two of these tell enough of a layer whose rule
-# says that sizes do not matter.
-_OPEN_SIZES = ((5, 7, 3), (13, 11, 5), (32, 48, 16), (96, 64, 32))
+# Sizes for the axes of a map that the model leaves open, if the rule of a layer says
+# that they do not matter: large enough for most kernels.
+_OPEN_SIZES = ((19, 23, 13), (67, 49, 35))
 
 
 def spread(vector: np.ndarray, ndim: int, axis: int) -> np.ndarray:
@@ -126,17 +125,19 @@ def _shapes(x, axis, count, elementwise, even) -> Iterator[list[int]]:
     elif None not in x.shape[1:]:
         shapes = [list(x.shape)] * 2
     else:
-        shapes = [[1, *shape] for shape in open_shapes(x.shape)] if even else []
+        shapes = (
+            [[1, *shape] for shape in open_shapes(x.shape, _OPEN_SIZES)] if even else []
+        )
     for batch, shape in enumerate(shapes, 1):
         shape = list(shape)
         shape[0], shape[axis] = batch, count
         yield shape
 
 
-def open_shapes(shape) -> list[tuple[int, ...]]:
-    """Shapes of a sample to try for one of which sizes are open."""
+def open_shapes(shape, several) -> list[tuple[int, ...]]:
+    """Shapes of a sample of which some sizes are open, with these in their places."""
     found = []
-    for sizes in _OPEN_SIZES:
+    for sizes in several:
         given = itertools.cycle(sizes)
         found.append(tuple(next(given) if n is None else n for n in shape[1:]))
     return found

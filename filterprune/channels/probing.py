@@ -35,8 +35,12 @@ from filterprune.channels.trace import (
 
 _SMALL = 2**13  # elements of a sample: a larger one is probed at another size first
 _MOST = 2**24  # elements: a larger tensor is not probed
+# For the axes of a map that the model leaves open: odd, prime and not square, as long
+# as the layer takes them.
+_OPEN_SIZES = ((5, 7, 3), (13, 11, 5), (32, 48, 16), (96, 64, 32))
 _SCALES = (1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
-_BATCHES = (1, 2, 5)
+_FEW = [1, 2, 4, 7, 8]  # of the samples of `_samples`, for other weights
+_BATCHES = (2, 5)
 _TRIES = 8  # of what is random, and may by chance come out otherwise
 
 
@@ -122,7 +126,7 @@ def _probe(layer, node, axis, training) -> Finding:
     shape = tuple(node.inputs[0].shape)
     sizes = [shape[1:]]
     if None in shape[1:]:
-        sizes = subject.accepted(open_shapes(shape), most=2)
+        sizes = subject.accepted(open_shapes(shape, _OPEN_SIZES), most=2)
         if not sizes:
             raise _Refused("it cannot be run on its own: no size fits")
     elif np.prod(shape[1:]) > _SMALL:
@@ -143,7 +147,7 @@ def _probe(layer, node, axis, training) -> Finding:
 
 def _shrunk(shape, axis) -> tuple[int, ...]:
     """The shape of a sample with fewer positions."""
-    few = (5, 3, 2)
+    few = (3, 3, 2)
     return tuple(
         size if i == axis else min(size, few[min(i - 1, 2)])
         for i, size in enumerate(shape)
@@ -166,6 +170,7 @@ class _Subject:
         self.batch = node.inputs[0].shape[0]
         self.count = node.inputs[0].shape[axis]
         self.modes = [False, True] if takes_training(layer) else [False]
+        self.chance: str | None = None  # whether it is random, as `_is_random` says
         exact = keras.config.floatx() == "float64" or "16" not in layer.compute_dtype
         self.tolerance = 1e-4 if exact else 2e-2
 
@@ -242,14 +247,17 @@ def _study(layer, subject, size, training) -> Finding:
     """Probe a layer on samples of one size, in every way."""
     rng = np.random.default_rng(0)
     points = [_samples(rng, size) for _ in range(subject.inputs)]
-    chance = _is_random(subject, points)
+    chance = subject.chance = _is_random(subject, points)
     if training and chance:
         raise _Refused("it is called in training mode, where it is random")
+    few = [array[_FEW] for array in points]
     trials = []
     for mode in subject.modes[: 1 if chance else 2]:
         for weights in (None, *_draws(subject.layer, rng)):
-            trials.append(_check_channels(subject, points, weights, mode, rng))
-        _check_batches(subject, trials[-1])
+            given = few if weights else points
+            trials.append(_check_channels(subject, given, weights, mode, rng))
+            if weights is None:
+                _check_batches(subject, trials[-1])
     if not np.isfinite(trials[0].output).any():
         raise _Refused("it makes no numbers of any input")
     if chance == "seeded":
@@ -265,20 +273,15 @@ def _study(layer, subject, size, training) -> Finding:
 def _confirm(layer, subject, size, found: Finding) -> Finding:
     """Probe at another size what was found at one: in one run for each mode."""
     rng = np.random.default_rng(1)
-    chance = None
     points = [_tiled(rng, size) for _ in range(subject.inputs)]
     kept = np.sort(rng.permutation(subject.count)[: max(subject.count // 2, 1)])
-    small = _made(
-        layer, subject, found, kept, [_take(p, kept, subject) for p in points]
-    )
-    if len(subject.modes) > 1:
-        chance = _is_random(subject, [p[:1] for p in points])
-    for mode in subject.modes[: 1 if chance else 2]:
+    narrow = [_take(p, kept, subject) for p in points]
+    small = _made(layer, subject, found, kept, narrow)
+    for mode in subject.modes[: 1 if subject.chance else 2]:
         trial = _check_channels(subject, points, None, mode, rng, bits=1)
         if not _agrees(subject, small, trial, kept, found.weights):
             raise _Refused(_NO_COPY)
-    sizes = [size]
-    keeps_zero = found.keeps_zero and _keeps_zero(subject, sizes, chance)
+    keeps_zero = found.keeps_zero and _keeps_zero(subject, [size], subject.chance)
     return dataclasses.replace(found, keeps_zero=keeps_zero)
 
 
@@ -329,9 +332,8 @@ def _is_random(subject, points) -> str | None:
     """
     if True not in subject.modes:
         return None
-    many = [np.resize(p, (max(64, len(p)), *p.shape[1:])) for p in points]
-    if many[0].size > 2**20:
-        many = points
+    count = 64 if points[0].size < 2**18 else len(points[0])
+    many = [np.resize(p, (count, *p.shape[1:])) for p in points]
     first, second = (subject.run(many, training=True) for _ in range(2))
     if _differ(first, second).any():
         return "unseeded"
@@ -351,6 +353,12 @@ def _moved(points, chosen, axis, rng) -> list[np.ndarray]:
     """Other samples, of which some channels are others."""
     found = []
     for array in points:
+        if array[0].size > _SMALL:  # whatever is quick to make
+            shape = [1] * array.ndim
+            shape[axis] = chosen.size
+            mask = chosen.astype(array.dtype).reshape(shape)
+            found.append(array * (1 - 3 * mask) + mask)
+            continue
         moved = np.moveaxis(array.copy(), axis, -1)
         part = moved[..., chosen]
         noise = np.resize(rng.standard_normal(min(part.size, 99_991)), part.shape)
@@ -399,20 +407,23 @@ def _checked(subject, points, weights, mode) -> np.ndarray:
 
 def _leak(subject, base, result, chosen) -> bool:
     """Whether channels that are not among those chosen differ."""
-    return np.moveaxis(_differ(base, result), subject.axis, -1)[..., ~chosen].any()
+    left = [np.compress(~chosen, array, subject.axis) for array in (base, result)]
+    return not np.array_equal(*left) and bool(_differ(*left).any())
 
 
 def _check_batches(subject, trial) -> None:
     """Raise if what comes out for a sample depends on the others in its batch."""
     if subject.batch is not None:
         return
-    for count in _BATCHES:
-        expected = trial.output[-count:]
-        given = [array[-count:] for array in trial.points]
+    last = len(trial.output)
+    batches = [(number, number + 1) for number in range(last)]
+    batches += [part for n in _BATCHES for part in ((0, n), (last - n, last))]
+    for start, stop in batches:
 
-        def alike(given=given, expected=expected):
+        def alike(part=slice(start, stop)):
+            given = [array[part] for array in trial.points]
             result = subject.run(given, trial.weights, trial.training)
-            return _close(result, expected, subject)
+            return _close(result, trial.output[part], subject)
 
         if not _in_time(alike, trial.training):
             raise _Refused("its output for one sample depends on the others")
@@ -496,7 +507,8 @@ def _keeps_zero(subject, sizes, chance) -> bool:
         rng = np.random.default_rng(2)
         large = np.prod(size) > _SMALL
         zeros = np.zeros((1 if large else 4, *size), "float32")
-        for weights in (None, *_draws(subject.layer, rng)):
+        draws = list(_draws(subject.layer, rng))
+        for weights in (None, *(draws[2:3] if large else draws)):
             for mode in subject.modes:
                 for _ in range(_TRIES if mode and chance and not large else 1):
                     output = subject.run([zeros] * subject.inputs, weights, mode)

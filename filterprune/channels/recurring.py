@@ -85,7 +85,7 @@ def recur(
     call.loops.append(Loop("", outputs[0].labels, carries=carries))
     call.flow.vectors.append(outputs[0])
     for name in ("activation", "recurrent_activation"):
-        facts = activation_of(call.op, name)
+        facts = activation_of(call.op, name, call.outputs[0])
         if not facts.elementwise:
             call.flow.table.pin(made, coupling(call, facts.name))
 

@@ -95,7 +95,7 @@ def mix(
     """
     weights = {**(bind or {}), **weights}
     call = current()
-    activation = activation_of(call.op)
+    activation = activation_of(call.op, shape=call.outputs[0])
     axis = channel_axis(call.op) if axis is None else axis
     to = axis if to is None else to
     shape = call.outputs[0]
@@ -179,7 +179,7 @@ def same(
     """
     weights = {**(bind or {}), **weights}
     call = current()
-    activation = activation_of(call.op)
+    activation = activation_of(call.op, shape=call.outputs[0])
     if not activation.elementwise:
         raise Ambiguous(f"its activation `{activation.name}` couples channels")
     shape = call.outputs[0]
@@ -237,8 +237,6 @@ def same(
             result = np.repeat(vector, repeat)
         elif valuation.is_closed(call, ~np.isnan(np.repeat(vector, repeat))):
             result = np.repeat(vector * 0.0, repeat)  # and its gate makes zero of it
-        elif call.training and not elementwise and not zeros:  # it may be random
-            result = np.full(vector.size * repeat, np.nan)
         else:  # a weight may yet become different from one position to another
             values = any_weights(call.op) if weighted else ()
             result = run_constant_map(

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from exactness import assert_equal, check_exact, close_at_random, randomise, to_numpy
-from keras import layers
+from keras import layers, ops
 
 import filterprune
 
@@ -67,3 +67,61 @@ def test_it_keeps_the_channels_it_has_weights_for():
         group.name: group.reason
         for group in filterprune.analyze(model_with(MAKERS["relu"]())).groups
     }["mine"] is None
+
+
+def half(x):
+    """Treats channels otherwise in one half than in the other."""
+    count = x.shape[-1] // 2
+    return ops.concatenate([x[..., :count], ops.tanh(x[..., count:])], -1)
+
+
+def even(x):
+    return x * ops.cast(ops.arange(x.shape[-1]) % 2, x.dtype)
+
+
+def soft_clip(x):
+    """Couples channels of large inputs only."""
+    return x / ops.maximum(1.0, ops.mean(ops.abs(x), -1, keepdims=True) / 30.0)
+
+
+def of_eight(x):
+    """Couples channels if there are eight."""
+    return x - (ops.mean(x, -1, keepdims=True) if x.shape[-1] == 8 else 0.0)
+
+
+def of_five_samples(x):
+    return x - (ops.mean(x, -1, keepdims=True) if x.shape[0] == 5 else 0.0)
+
+
+def ramp(x):
+    """Adds something at the sixth row and behind it."""
+    rows = ops.cast(ops.reshape(ops.arange(x.shape[1]), (1, -1, 1, 1)), x.dtype)
+    return x + ops.relu(rows - 4.0)
+
+
+def bounded(x):
+    return x / (1.0 + ops.abs(x)) + 0.1 * ops.sin(x)
+
+
+COUPLING = [half, even, soft_clip, of_eight, of_five_samples, ramp]
+
+
+@pytest.mark.parametrize("function", COUPLING)
+@pytest.mark.parametrize("as_layer", [False, True])
+def test_a_function_that_is_not_the_same_everywhere_keeps_its_channels(
+    function, as_layer
+):
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(
+        8, 3, activation=None if as_layer else function, padding="same", name="mine"
+    )(x)
+    y = layers.Activation(function)(y) if as_layer else y
+    model = keras.Model(x, layers.Conv2D(4, 3)(y))
+    (mine, _) = filterprune.analyze(model).groups
+    assert f"couples its channels by `{function.__name__}`" in mine.reason
+
+
+def test_a_function_that_is_the_same_everywhere_does_not():
+    model = model_with(layers.Conv2D(8, 3, activation=bounded, name="mine"))
+    groups = filterprune.analyze(model).groups
+    assert {g.name: g.reason for g in groups}["mine"] is None

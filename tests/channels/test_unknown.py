@@ -1,5 +1,7 @@
 """Layers of one's own: by a rule, by the probe, or a barrier with a reason."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -611,3 +613,324 @@ def test_reasons_are_one_line_without_colours():
     for text in (str(report), report.to_json(), report.to_html()):
         assert "\x1b" not in text and "\\u001b" not in text
     assert all("\n" not in reason for reason in report.barriers)
+
+
+def mean_of(x):
+    return ops.mean(x, axis=-1, keepdims=True)
+
+
+def has(found):
+    """A condition as a factor: one where it holds, else zero."""
+    return ops.cast(found, "float32")
+
+
+class Weighted(layers.Layer):
+    def build(self, input_shape):
+        self.w = self.add_weight(shape=(), initializer="zeros", name="w")
+
+
+class TinyWeights(Weighted):
+    """Mixes channels where a weight is small, but not zero."""
+
+    def call(self, x):
+        size = ops.abs(self.w)
+        return x + mean_of(x) * has(ops.logical_and(size > 1e-6, size < 1e-2))
+
+
+class LargeWeights(Weighted):
+    def call(self, x):
+        return x + mean_of(x) * ops.relu(ops.abs(self.w) - 5.0)
+
+
+class SoftClip(layers.Layer):
+    """Mixes channels of large inputs only."""
+
+    def call(self, x):
+        return x / ops.maximum(1.0, mean_of(ops.abs(x)) / 30.0)
+
+
+class SmallInputs(layers.Layer):
+    def call(self, x):
+        return x + mean_of(x) * has(ops.max(ops.abs(x)) < 0.5)
+
+
+class PositiveInputs(layers.Layer):
+    def call(self, x):
+        return x + mean_of(x) * has(ops.min(x, axis=(1, 2, 3), keepdims=True) >= 0)
+
+
+class LargeBatch(layers.Layer):
+    def call(self, x):
+        return x - mean_of(x) if (x.shape[0] or 0) > 2 else x
+
+
+class OneSample(layers.Layer):
+    def call(self, x):
+        return x - mean_of(x) if x.shape[0] == 1 else x
+
+
+class OverSamples(layers.Layer):
+    """Channel by channel, but each sample sees the others."""
+
+    def call(self, x):
+        return x - ops.mean(x, axis=0, keepdims=True)
+
+
+class AtTheBorder(layers.Layer):
+    def call(self, x):
+        rows = ops.reshape(ops.arange(x.shape[1]), (1, -1, 1, 1))
+        return x - mean_of(x) * has(rows == x.shape[1] - 1)
+
+
+class ByWidth(layers.Layer):
+    """Remembers how many channels it was built for."""
+
+    def build(self, input_shape):
+        self.width = float(input_shape[-1])
+
+    def call(self, x):
+        return x / self.width
+
+
+class OneIsOther(layers.Layer):
+    def call(self, x):
+        return x * 2.0 if x.shape[-1] == 1 else x
+
+
+class SevenIsOther(layers.Layer):
+    def call(self, x):
+        return x * 2.0 if x.shape[-1] == 7 else x
+
+
+class RoundedScale(SizedScale):
+    """Cannot be made for an odd number of channels."""
+
+    def __init__(self, width, **kwargs):
+        super().__init__(width + width % 2, **kwargs)
+
+
+MIXING = [
+    TinyWeights,
+    LargeWeights,
+    SoftClip,
+    PositiveInputs,
+    LargeBatch,
+    AtTheBorder,
+]
+OTHERS = [
+    (SmallInputs, "depends on the others"),
+    (OneSample, "depends on the others"),
+    (OverSamples, "depends on the others"),
+    (ByWidth, "no copy of it with fewer channels"),
+    (OneIsOther, "no copy of it with fewer channels"),
+    (SevenIsOther, "no copy of it with fewer channels"),
+    (lambda **kwargs: RoundedScale(8, **kwargs), "no copy of it with fewer channels"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [(cls, "it mixes channels") for cls in MIXING] + OTHERS
+)
+def test_a_layer_that_fools_a_few_samples_is_a_barrier(make, words):
+    model = model_with(lambda x: make(name="mine")(x))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "`mine`" in barrier and words in barrier
+
+
+class FromSize(layers.Layer):
+    """Mixes channels of maps of this many rows and more."""
+
+    def __init__(self, rows):
+        super().__init__(name="mine")
+        self.rows = rows
+
+    def call(self, x):
+        return x - mean_of(x) if (x.shape[1] or 0) >= self.rows else x
+
+
+@pytest.mark.parametrize(("size", "rows"), [(None, 2), (None, 11), (64, 64), (64, 2)])
+def test_mixing_on_large_maps_only_is_found(size, rows):
+    x = keras.Input((size, size, 3))
+    y = FromSize(rows)(layers.Conv2D(8, 1)(x))
+    model = keras.Model(x, layers.Conv2D(2, 1)(y))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "it mixes channels" in barrier
+
+
+class NegativeBias(layers.Layer):
+    """Keeps zero as long as its weights are positive."""
+
+    def build(self, input_shape):
+        self.bias = self.add_weight(shape=(input_shape[-1],), name="bias")
+
+    def call(self, x):
+        return x + ops.minimum(self.bias, 0.0)
+
+
+class Ramp(layers.Layer):
+    """Keeps zero at the first position."""
+
+    def call(self, x):
+        columns = ops.cast(ops.arange(x.shape[2]), x.dtype)
+        return x + 0.1 * ops.reshape(columns, (1, 1, -1, 1))
+
+
+class LastColumn(layers.Layer):
+    def call(self, x):
+        columns = ops.reshape(ops.arange(x.shape[2]), (1, 1, -1, 1))
+        return x + has(columns == x.shape[2] - 1)
+
+
+class NoiseInTraining(layers.Layer):
+    def call(self, x, training=None):
+        return x + keras.random.normal(ops.shape(x)) if training else x
+
+
+@pytest.mark.parametrize("make", [NegativeBias, Ramp, LastColumn, NoiseInTraining])
+@pytest.mark.parametrize("size", [6, None])
+def test_what_comes_of_zero_is_looked_at_everywhere(make, size):
+    if size is None and make in (Ramp, LastColumn):
+        pytest.skip("it must know the size")
+    x = keras.Input((size, size, 3))
+    y = make(name="mine")(layers.Conv2D(8, 3, padding="same", name="first")(x))
+    model = randomise(keras.Model(x, layers.Conv2D(2, 3, padding="same")(y)))
+    for weight in model.get_layer("mine").weights:
+        weight.assign(-ops.ones(weight.shape))
+    assert filterprune.analyze(model).barriers == ()
+    masked = filterprune.wrap_model(model)
+    assert hasattr(masked.get_layer("mine"), "gate")
+    close_at_random(masked)
+    assert check_exact(masked, limit=1e-5).get_layer("first").filters == 4
+
+
+def test_a_sum_that_adds_something_of_its_own_keeps_its_channels():
+    class Lowered(Weighted):
+        def call(self, a, b):
+            return a + b + ops.minimum(self.w, 0.0)
+
+    model = model_with(lambda x: Lowered(name="mine")(x, layers.ReLU()(x)))
+    model.get_layer("mine").w.assign(-1.0)
+    assert compacted(model).get_layer("first").filters == 8
+
+
+class Counting(layers.Layer):
+    """Changes its own attributes whenever it is called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.calls = 0
+        self.seen = []
+
+    def call(self, x):
+        self.calls += 1
+        self.seen.append(tuple(x.shape))
+        return x * 2.0
+
+
+def test_probing_does_not_touch_the_layer():
+    model = model_with(lambda x: Counting(name="mine")(x))
+    layer = model.get_layer("mine")
+    before = layer.calls, list(layer.seen)
+    states = random.getstate(), np.random.get_state()[1].copy()
+    assert filterprune.analyze(model).barriers == ()
+    assert (layer.calls, list(layer.seen)) == before
+    assert random.getstate() == states[0]
+    assert_equal(np.random.get_state()[1], states[1])
+
+
+class DropSamples(layers.Layer):
+    """Stochastic depth with random numbers that Keras knows nothing of."""
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        kept = np.random.uniform(size=(len(x), 1, 1, 1)) > 0.1
+        return x / 0.9 * ops.cast(kept, x.dtype)
+
+
+class DropBatches(layers.Layer):
+    def call(self, x, training=None):
+        return x * 0.0 if training and random.random() < 0.1 else x
+
+
+class DropElements(layers.Layer):
+    def call(self, x, training=None):
+        if not training:
+            return x
+        return x * ops.cast(np.random.uniform(size=tuple(x.shape)) > 0.5, x.dtype) * 2.0
+
+
+class NoiseAndMean(layers.Layer):
+    def call(self, x, training=None):
+        noise = np.random.uniform(size=(x.shape[0] or 1, 1, 1, 1)) > 0.1
+        return (x - mean_of(x)) * ops.cast(noise, x.dtype) if training else x
+
+
+class DropAndMean(layers.Layer):
+    """The same with random numbers of Keras."""
+
+    def call(self, x, training=None):
+        noise = keras.random.uniform((ops.shape(x)[0], 1, 1, 1)) > 0.1
+        return (x - mean_of(x)) * ops.cast(noise, x.dtype) if training else x
+
+
+RANDOM = [
+    (StochasticDepth, None),
+    (NoiseInTraining, None),
+    (DropSamples, None),
+    (DropBatches, None),
+    (DropElements, None),
+    (NoiseAndMean, "without a seed of Keras"),
+    (DropAndMean, "it mixes channels"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), RANDOM)
+def test_a_verdict_on_what_is_random_does_not_depend_on_chance(make, words):
+    for seed in range(6):
+        keras.utils.set_random_seed(seed)
+        model = model_with(lambda x: make(name="mine")(x))
+        barriers = filterprune.analyze(model).barriers
+        probing._FOUND.clear()
+        assert [words in b for b in barriers] == [True] * bool(words)
+
+
+def test_a_random_layer_in_training_mode_for_ever_is_a_barrier():
+    model = model_with(lambda x: StochasticDepth()(x, training=True))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "where it is random" in barrier
+
+
+def test_a_table_as_long_as_it_is_wide():
+    """Which of its axes is that of channels shows in a copy with fewer."""
+    x = keras.Input((8, 3))
+    y = Positions(name="mine")(layers.Dense(8, name="first")(x))
+    model = randomise(keras.Model(x, layers.Dense(2)(y)))
+    assert filterprune.analyze(model).barriers == ()
+    small = compacted(model)
+    assert small.get_layer("mine").table.shape == (1, 8, 4)
+
+
+def test_large_maps_are_probed_at_a_smaller_size(monkeypatch):
+    sizes = []
+    run = probing._Subject.run
+
+    def counted(self, points, *args, **kwargs):
+        sizes.append(sum(array.size for array in points))
+        return run(self, points, *args, **kwargs)
+
+    monkeypatch.setattr(probing._Subject, "run", counted)
+    monkeypatch.setattr(probing, "_FOUND", {})
+    x = keras.Input((48, 48, 48, 3))
+    y = Affine()(layers.Conv3D(16, 1)(x))
+    y = StochasticDepth3D()(y)
+    assert filterprune.analyze(keras.Model(x, layers.Conv3D(2, 1)(y))).barriers == ()
+    sample = 48**3 * 16
+    assert sum(size for size in sizes if size >= sample / 2) < 40 * sample
+
+
+class StochasticDepth3D(layers.Layer):
+    def call(self, x, training=None):
+        if not training:
+            return x
+        return x * ops.floor(keras.random.uniform((ops.shape(x)[0], 1, 1, 1, 1)) + 0.8)

@@ -11,7 +11,7 @@ from filterprune.channels.verbs import coupling, fixed, normalise, same
 
 @rule(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU)
 def activation(layer, x):
-    facts = activation_of(layer)
+    facts = activation_of(layer, shape=current().outputs[0])
     if facts.name == "softmax":
         return _softmax(x, [x.ndim - 1])
     if not facts.elementwise:

@@ -4,9 +4,10 @@ import numpy as np
 from keras import layers
 
 from filterprune.channels.calls import current
+from filterprune.channels.labels import fit
 from filterprune.channels.moves import varied_axes, where_equal
 from filterprune.channels.registry import operation, rule
-from filterprune.channels.verbs import barrier, channel_axis, same, take
+from filterprune.channels.verbs import along, barrier, channel_axis, same, take
 
 
 @rule(
@@ -22,17 +23,33 @@ from filterprune.channels.verbs import barrier, channel_axis, same, take
     layers.Cropping1D,
     layers.Cropping2D,
     layers.Cropping3D,
+    layers.CenterCrop,
+)
+def spatial(layer, x):
+    # Padding is neither counted in means nor larger than what is in the map.
+    return same(x, keeps_zero=True, even=True)
+
+
+@rule(
     layers.AdaptiveAveragePooling1D,
     layers.AdaptiveAveragePooling2D,
     layers.AdaptiveAveragePooling3D,
     layers.AdaptiveMaxPooling1D,
     layers.AdaptiveMaxPooling2D,
     layers.AdaptiveMaxPooling3D,
-    layers.CenterCrop,
 )
-def spatial(layer, x):
-    # Padding is neither counted in means nor larger than what is in the map.
-    return same(x, keeps_zero=True, even=True)
+def adaptive(layer, x):
+    # Not run: TensorFlow crashes on a map with fewer positions than come out.
+    axis = channel_axis(layer) % x.ndim
+    along(x, axis)
+    shape = tuple(n if i == axis else 1 for i, n in enumerate(x.labels.shape))
+
+    def move(array):
+        if array.dtype.kind == "f":
+            return fit(array, shape)
+        return array[tuple(slice(size) for size in shape)]
+
+    return take(x, move)
 
 
 @rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)

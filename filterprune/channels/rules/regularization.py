@@ -3,8 +3,9 @@
 from keras import layers
 
 from filterprune.channels.calls import Ambiguous
+from filterprune.channels.moves import where_equal
 from filterprune.channels.registry import rule
-from filterprune.channels.verbs import channel_axis, same
+from filterprune.channels.verbs import channel_axis, same, take
 
 
 @rule(
@@ -58,6 +59,8 @@ def _noise_shape(layer, x) -> dict:
     layers.RandomZoom,
 )
 def augmentation(layer, x):
-    # In training, maps are moved about, and may be filled up with another value.
-    keeps_zero = not getattr(layer, "fill_value", 0)
-    return same(x, axis=channel_axis(layer), keeps_zero=keeps_zero)
+    # In training, maps are moved about, and what lies outside of them comes in: the
+    # `fill_value`.
+    outside = getattr(layer, "fill_value", 0) or 0
+    x = take(x, lambda values: where_equal(values, outside))
+    return same(x, axis=channel_axis(layer), keeps_zero=outside == 0)
