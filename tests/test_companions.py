@@ -24,7 +24,8 @@ class Score(keras.callbacks.Callback):
 
 
 def net():
-    return builders.compiled(filterprune.wrap_model(builders.build("plain")))
+    masked = filterprune.wrap_model(builders.build("plain"))
+    return builders.compiled(masked, **builders.EAGERLY)
 
 
 def pruning(schedule=SCHEDULE):

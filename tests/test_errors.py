@@ -303,7 +303,8 @@ def _warn_while_compacting(masked, tmp_path):
 def _warn_while_fitting(masked, tmp_path):
     x, y = builders.digits(32)
     callback = FilterPruningCallback(PolynomialDecay(end_step=99))
-    builders.compiled(masked).fit(x, y, verbose=0, callbacks=[callback])
+    masked = builders.compiled(masked, **builders.EAGERLY)
+    masked.fit(x, y, verbose=0, callbacks=[callback])
 
 
 def _warn_while_recalibrating(masked, tmp_path):
