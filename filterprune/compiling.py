@@ -9,7 +9,7 @@ import numpy as np
 
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import adafactor_factors, metric_functions
-from filterprune.errors import PruningWarning, one_line
+from filterprune.errors import PruningWarning
 
 # How Keras names the moving average of a weight (`use_ema`), behind its path.
 AVERAGE = "_average"
@@ -52,7 +52,7 @@ def recompile(model, new) -> bool:
     except Exception as error:
         warnings.warn(
             f"'{new.name}' is not compiled, because what '{model.name}' is compiled "
-            f"with cannot be copied: {one_line(error)} Call `compile` on it.",
+            f"with cannot be copied: {error} Call `compile` on it.",
             PruningWarning,
             stacklevel=4,
         )

@@ -19,7 +19,7 @@ from filterprune.channels.trace import (
     trace,
 )
 from filterprune.compiling import recompile
-from filterprune.errors import PruningWarning, one_line
+from filterprune.errors import PruningWarning
 from filterprune.inlining import (
     TOLERANCE,
     Trial,
@@ -29,6 +29,7 @@ from filterprune.inlining import (
 )
 from filterprune.rebuilding import Rebuilder, copy_built
 from filterprune.verification import largest_difference
+from filterprune.wording import one_line
 
 
 def expand(model, layers=()):

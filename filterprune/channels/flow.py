@@ -40,7 +40,7 @@ from filterprune.channels.trace import (
     trace,
     without_mask,
 )
-from filterprune.errors import one_line
+from filterprune.wording import one_line
 
 
 def flow(model) -> Flow:

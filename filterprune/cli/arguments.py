@@ -5,7 +5,7 @@ import math
 import sys
 import textwrap
 
-from filterprune.naming import did_you_mean
+from filterprune.wording import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
