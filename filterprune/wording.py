@@ -9,7 +9,8 @@ _CODES = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)"
 )
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\s]+")
-# What other tools call formats and options, without case and punctuation. What follows a name is an example of its value.
+# What other tools call formats and options, without case and punctuation. Behind the
+# name of an option may be an example of its value.
 _OTHERS = {
     "litert": "tflite tensorflowlite lite tf_lite",
     "saved_model": "tf tensorflow pb tf_saved_model savedmodel serving",
