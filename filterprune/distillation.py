@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from filterprune.channels.trace import check_model
-from filterprune.errors import one_line
 from filterprune.running import undisturbed
 from filterprune.verification import fitting_inputs
 
@@ -257,7 +256,7 @@ def _outputs(student, teacher) -> list[tuple[np.ndarray, np.ndarray]]:
         except Exception as error:
             raise ValueError(
                 f"Expected a teacher that takes the inputs of '{student.name}'. "
-                f"Received: '{teacher.name}', which raises: {one_line(error)}"
+                f"Received: '{teacher.name}', which raises: {error}"
             ) from error
     shapes = [
         keras.tree.map_structure(lambda tensor: str(tuple(tensor.shape)), outputs)

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import keras
 
 from filterprune.channels.trace import check_model, parts_of
-from filterprune.errors import VerificationError, one_line
+from filterprune.errors import VerificationError
 from filterprune.files import check_target, replacing
 from filterprune.gates import is_masked
-from filterprune.naming import did_you_mean
 from filterprune.recovery import state_kept
 from filterprune.runtimes import RUNTIMES, Exported
 from filterprune.verification import compare, fitting_inputs
+from filterprune.wording import did_you_mean, one_line
 
 
 @dataclasses.dataclass(frozen=True)

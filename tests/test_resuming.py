@@ -159,8 +159,8 @@ def test_killed_in_training(tmp_path, whole, event, epoch):
 @pytest.mark.parametrize(
     ("owner", "name", "kill", "times"),
     [
-        (shrinking, "compact", failing, 1),  # before a compaction
-        (shrinking, "compact", failing, 2),  # before the last, when all is trained
+        (shrinking, "study", failing, 1),  # before a compaction
+        (shrinking.Relay, "finish", failing, 0),  # before the last, when all is trained
         (shrinking, "wrap_paths", failing, 0),  # within a compaction
         (shrinking, "go_on_learning", failing, 1),  # after it
         (keras.Model, "save_weights", half_saved, 0),  # within a backup

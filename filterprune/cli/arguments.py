@@ -5,7 +5,7 @@ import math
 import sys
 import textwrap
 
-from filterprune.naming import did_you_mean
+from filterprune.wording import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -134,7 +134,7 @@ def floor(text: str) -> int | float:
 def positive(text: str) -> float:
     """A number above 0, such as `5e8`."""
     value = _number(text)
-    if not 0 < value < math.inf or text.endswith("%"):
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(
             f"expected a number above 0, such as 5e8, received {text!r}"
         )
@@ -143,7 +143,7 @@ def positive(text: str) -> float:
 
 def fraction(text: str) -> float:
     """A number in [0, 1)."""
-    value = _number(text)
+    value = _number(text.removesuffix("%"))
     if not 0 <= value < 1 or text.endswith("%"):
         raise argparse.ArgumentTypeError(
             f"expected a fraction of at least 0 and below 1, received {text!r}."
@@ -154,7 +154,7 @@ def fraction(text: str) -> float:
 
 def share(text: str) -> float:
     """A number in [0, 1]."""
-    value = _number(text)
+    value = _number(text.removesuffix("%"))
     if not 0 <= value <= 1 or text.endswith("%"):
         raise argparse.ArgumentTypeError(
             f"expected a fraction from 0 to 1, received {text!r}.{_of_percent(value)}"
@@ -167,8 +167,7 @@ def _of_percent(value: float) -> str:
 
 
 def _number(text: str) -> float:
-    """A number; of `50%` the fifty, which the functions above explain."""
     try:
-        return float(text.removesuffix("%"))
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, received {text!r}")

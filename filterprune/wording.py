@@ -1,10 +1,16 @@
-"""What users of other tools call the formats and options of the command line."""
+"""The words of messages: those of others in one line, and what was meant."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-# Without case and punctuation. What follows a name is an example of its value.
+# What colours a terminal, and other characters that are not to be seen.
+_CODES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)"
+)
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\s]+")
+# What other tools call formats and options, without case and punctuation. Behind the
+# name of an option may be an example of its value.
 _OTHERS = {
     "litert": "tflite tensorflowlite lite tf_lite",
     "saved_model": "tf tensorflow pb tf_saved_model savedmodel serving",
@@ -33,6 +39,19 @@ _OTHERS = {
     "--tolerance": "atol rtol tol",
     "--repeats": "runs iterations trials num_runs",
 }
+
+
+def one_line(message, size: int = 600) -> str:
+    """The message of an exception, as a part of one of ours.
+
+    Those of Keras and of the backends have several lines, and codes for colours.
+
+    Args:
+        message: the exception, or a text.
+        size: how many characters of it there may be.
+    """
+    text = _CONTROLS.sub(" ", _CODES.sub("", str(message))).strip()
+    return text if len(text) <= size else f"{text[:size]}..."
 
 
 def did_you_mean(given, known: Iterable[str]) -> str:
