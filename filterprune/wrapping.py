@@ -33,7 +33,7 @@ from filterprune.rebuilding import (
     copy_built,
     warn_of_ties,
 )
-from filterprune.verification import verify_wrapped
+from filterprune.verification import verify_layer, verify_wrapped
 
 
 def wrap(layer):
@@ -57,6 +57,9 @@ def wrap(layer):
 
     Raises:
         ValueError: if the layer is masked already.
+        filterprune.VerificationError: if the masked layer, its gates open, computes
+            something else. That is tried where the layer is not Keras' own, or where
+            its masked kin computes by itself, as normalisations do.
 
     Example:
 
@@ -83,7 +86,13 @@ def wrap(layer):
     if inner is not None and unseen_axis(type(layer)) is not None:
         return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    return _masked(layer, axis) if _needs_gate(layer) else copy_built(layer)
+    if not _needs_gate(layer):
+        return copy_built(layer)
+    masked = _masked(layer, axis)
+    own = type(masked).call is not Masked.call or type(masked) is Masked
+    if layer.built and (own or not is_of_keras(type(layer))):
+        verify_layer(layer, masked)
+    return masked
 
 
 def wrap_model(model, exclude: Any = (), verify: Any = True):
