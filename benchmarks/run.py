@@ -20,7 +20,7 @@ import bars
 
 HERE = pathlib.Path(__file__).parent
 # In minutes on two quiet cores: about 6, 6, 3 and 4.
-USUAL = ("training", "speed", "analysis", "deploy")
+USUAL = ("training", "speed", "wrapping", "analysis", "deploy")
 LONG = ("latency", "shrinking")
 
 

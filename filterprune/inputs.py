@@ -45,6 +45,19 @@ def generate_inputs(
     return keras.tree.pack_sequence_as(graph.input_struct, arrays)
 
 
+def random_array(shape: tuple, size: int | Sequence[int], readers: Sequence = ()):
+    """A random array of a shape, with sizes in place of those left open.
+
+    Args:
+        shape: the shape.
+        size: see `generate_inputs`.
+        readers: the layers that will read it.
+    """
+    tensor = keras.KerasTensor(shape)
+    array = _draw(np.random.default_rng(0), tensor, shape_for(tensor, 2, size), readers)
+    return _tensor(array, tensor.dtype)
+
+
 def shape_for(tensor, batch_size: int, size: int | Sequence[int]) -> tuple[int, ...]:
     """The shape of a symbolic tensor, with sizes in place of those left open."""
     if not len(tensor.shape):

@@ -8,6 +8,7 @@ and input changed in its last bits.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,9 +19,21 @@ import numpy as np
 
 from filterprune.channels.groups import Analysis
 from filterprune.channels.survivors import Survivors
-from filterprune.channels.trace import Graph, Node, is_graph, is_layer, trace
+from filterprune.channels.trace import (
+    Graph,
+    Node,
+    is_graph,
+    is_layer,
+    takes_training,
+    trace,
+)
 from filterprune.errors import VerificationError, warn
-from filterprune.inputs import generate_inputs, shape_for, sizes_to_try
+from filterprune.inputs import (
+    generate_inputs,
+    random_array,
+    shape_for,
+    sizes_to_try,
+)
 from filterprune.running import seeds_of, undisturbed
 
 # What float rounding may do, relative to what a channel is worth.
@@ -183,6 +196,50 @@ def verify_wrapped(model, masked, inputs=None) -> float | None:
     _SIZES_OF[masked] = _SIZES_OF.setdefault(model, [])
     what = f"The masked model does not compute what '{model.name}' does"
     return _verify(model, masked, inputs, what, lambda tensor, array: array)
+
+
+def verify_layer(layer, masked) -> None:
+    """Raise unless a masked layer, its gates open, computes what the layer does.
+
+    Both are run on small inputs of the shape for which the layer was built, if that
+    is known, in inference.
+    """
+    config = layer.get_build_config() or {}
+    shapes = config.get("shapes_dict") or {"input_shape": config.get("input_shape")}
+    for size in _LAYER_SIZES:
+        try:
+            inputs = [
+                random_array(tuple(shape), size, [layer])
+                for shape in shapes.values()
+                if shape is not None
+            ]
+            names = [name.removesuffix("_shape") for name in shapes]
+            given = dict(zip(names, inputs)) if len(inputs) > 1 else {}
+            run = functools.partial(_run_layer, args=inputs[:1], kwargs=given)
+            expected = run(layer)
+        except Exception:  # another size may fit, or none
+            continue
+        received = run(masked)
+        worst = max(map(relative_difference, expected, received), default=0.0)
+        allowed = TOLERANCES.get(layer.compute_dtype, 1e-3)
+        if not worst <= allowed and not relative_difference(expected[0], run(layer)[0]):
+            raise VerificationError(
+                f"The masked layer of '{layer.name}' (of type {type(layer).__name__}) "
+                f"computes something else, by {worst:.2g} of the largest value "
+                f"(allowed: {allowed:.0e}). This is a bug in filterprune or in a rule "
+                "for that layer; please report it. The layer is unharmed."
+            )
+        return
+
+
+_LAYER_SIZES = ((5, 7, 3), (16, 16, 16))
+
+
+def _run_layer(layer, args, kwargs) -> list:
+    mode = {"training": False} if takes_training(layer) else {}
+    with undisturbed(layer, seed=1):
+        outputs = layer(**kwargs, **mode) if kwargs else layer(*args, **mode)
+    return [_array(output) for output in keras.tree.flatten(outputs)]
 
 
 def verify_folded(model, small) -> float | None:

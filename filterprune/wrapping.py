@@ -37,7 +37,7 @@ from filterprune.rebuilding import (
 )
 from filterprune.slots import nothing_to_prune
 from filterprune.suggestions import suggests_keywords
-from filterprune.verification import verify_wrapped
+from filterprune.verification import verify_layer, verify_wrapped
 
 
 def wrap(layer):
@@ -61,6 +61,9 @@ def wrap(layer):
 
     Raises:
         ValueError: if the layer is masked already.
+        filterprune.VerificationError: if the masked layer, its gates open, computes
+            something else. That is tried where the layer is not Keras' own, or where
+            its masked kin computes by itself, as normalisations do.
 
     Example:
 
@@ -90,7 +93,11 @@ def wrap(layer):
     several = not layer.weights and len(widths_of(layer, axis)) > 1
     if several or not _needs_gate(layer):  # gates would fit one of its calls alone
         return copy_built(layer)
-    return _masked(layer, axis)
+    masked = _masked(layer, axis)
+    own = type(masked).call is not Masked.call or type(masked) is Masked
+    if layer.built and (own or not is_of_keras(type(layer))):
+        verify_layer(layer, masked)
+    return masked
 
 
 @suggests_keywords
