@@ -20,6 +20,7 @@ from filterprune.channels.trace import (
     is_of_keras,
     model_in,
     parts_of,
+    replaced_method,
 )
 from filterprune.compiling import Move, compile_alike, recompile
 from filterprune.expansion import expand, expand_but
@@ -29,7 +30,7 @@ from filterprune.layers.normalising import MaskedActivation
 from filterprune.rebuilding import (
     Rebuilder,
     around,
-    copy_built,
+    copy_whole,
     warn_of_ties,
 )
 
@@ -81,7 +82,7 @@ def wrap(layer):
     if inner is not None and unseen_axis(type(layer)) is not None:
         return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    return _masked(layer, axis) if _needs_gate(layer) else copy_built(layer)
+    return _masked(layer, axis) if _needs_gate(layer) else copy_whole(layer)
 
 
 def wrap_model(model, exclude: Any = ()):
@@ -147,10 +148,10 @@ def wrap_paths(model, paths, keep_state=False):
     chosen, found = {}, set()
     for call in analysis.flow.calls:
         for gate in call.gates:
-            path = gate.path if is_layer(call.op) else f"{gate.path}_gate"
+            path = gate.path if is_layer(call.op) else analysis.flow.gate_path(call)
             if path in paths:
                 found.add(path)
-                chosen[id(call.op)] = call.gates[0].axis
+                chosen[id(call.op)] = call
     missing = [path for path in paths if path not in found]
     if missing:
         raise ValueError(
@@ -161,19 +162,21 @@ def wrap_paths(model, paths, keep_state=False):
     return _wrap_chosen(model, chosen, keep_state)
 
 
-def _wrap_chosen(model, chosen: dict[int, int], keep_state=False):
-    """A copy of a model with some layers (by id) masked along an axis."""
+def _wrap_chosen(model, chosen: dict[int, Call], keep_state=False):
+    """A copy of a model with some layers masked, given by their ids, with a call."""
 
     def make(op):
         if not is_layer(op) or id(op) not in chosen:
-            return copy_built(op)
-        return _masked(op, chosen[id(op)])
+            return copy_whole(op)
+        return _masked(op, chosen[id(op)].gates[0].axis)
 
     def after(op):
         """A gate behind an operation that is no layer, such as `ops.sigmoid`."""
         if is_layer(op) or id(op) not in chosen:
             return None
-        return Gate(keras.layers.Identity(name=f"{op.name}_gate"), chosen[id(op)])
+        call = chosen[id(op)]
+        name = call.flow.gate_path(call).rsplit("/", 1)[-1]
+        return Gate(keras.layers.Identity(name=name), call.gates[0].axis)
 
     rebuilder = Rebuilder(make, after=after)
     masked = rebuilder.rebuild(model)
@@ -197,7 +200,7 @@ def _unmasked(layer):
 
 def _needs_gate(layer) -> bool:
     """Whether a layer seen alone makes channels or would revive absent ones."""
-    if layer_rule(type(layer)) is None:
+    if layer_rule(type(layer)) is None or replaced_method(layer) is not None:
         return False
     shape = _input_shape(layer)
     if shape is None or not layer.built:
@@ -225,11 +228,11 @@ def _input_shape(layer):
 def _masked(layer, axis: int) -> Masked:
     """A masked layer around a copy of `layer`."""
     cls = masked_class(type(layer)) or Masked
-    return cls(copy_built(layer), axis=axis)
+    return cls(copy_whole(layer), axis=axis)
 
 
-def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
-    """Which layers to mask (by id), and the axis of their gates."""
+def _to_mask(analysis: Analysis, excluded) -> dict[int, Call]:
+    """Which layers to mask (by id), and a call of each."""
     prunable = {int(root) for group in analysis.prunable for root in group.roots}
     chosen = {}
     for call in analysis.flow.calls:
@@ -237,7 +240,7 @@ def _to_mask(analysis: Analysis, excluded) -> dict[int, int]:
             continue
         slots = [analysis.slots(gate) for gate in call.gates]
         if prunable.intersection(np.concatenate(slots).tolist()):
-            chosen[id(call.op)] = call.gates[0].axis
+            chosen[id(call.op)] = call
     return chosen
 
 

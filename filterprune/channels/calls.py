@@ -16,7 +16,7 @@ import numpy as np
 
 from filterprune.channels.activations import LINEAR, activation_of
 from filterprune.channels.labels import Channels, LabelTable
-from filterprune.channels.trace import Graph, Node
+from filterprune.channels.trace import Graph, Node, free_name
 from filterprune.sums import peek
 
 _CURRENT: contextvars.ContextVar["Call"] = contextvars.ContextVar("filterprune_call")
@@ -272,6 +272,7 @@ class Binding:
             (a function of it, or `None` for nothing); `None` for nothing ever.
         scales: for each weight's name a function of `survivors` that gives by
             what its surviving part is multiplied.
+        whole: whether the layer is copied as it is also where channels go.
     """
 
     layer: Any
@@ -282,6 +283,7 @@ class Binding:
     rewrite: Callable | None = None
     after: Callable | None = None
     scales: dict[str, Callable] = dataclasses.field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -315,6 +317,16 @@ class Flow:
         for old, new in zip(bound[weight], axes, strict=True):
             if old is not None and new is not None:
                 self.table.tie(old, new)
+
+    def gate_path(self, call: Call) -> str:
+        """The path of a gate behind an operation: a layer that is added for it."""
+        (names,) = [
+            graph.names
+            for graph in self.graphs.values()
+            if any(node is call.node for node in graph.nodes)
+        ]
+        prefix = call.path.removesuffix(call.op.name)
+        return prefix + free_name(f"{call.layer.name}_gate", names)
 
     def pinned(self, shape, reason: str) -> Channels:
         """The channels of a tensor none of which can ever be removed."""

@@ -38,12 +38,14 @@ class Finding:
             in `layer.weights`) that axis.
         config: the names of the config entries that count channels.
         keeps_zero: whether zeros become zeros, whatever the weights.
+        whole: whether a copy of the layer as it is works on fewer channels too.
     """
 
     reason: str | None = None
     weights: tuple[tuple[int, int], ...] = ()
     config: tuple[str, ...] = ()
     keeps_zero: bool = False
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +88,8 @@ def probe(layer, node: Node, axis: int, training: bool = False) -> Finding:
     known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
         try:
-            known[key] = _probe(layer, node, axis, training)
+            # A call may change attributes of a layer, so a copy is called.
+            known[key] = _probe(copy_object(layer), node, axis, training)
         except Exception as error:
             known[key] = Finding(f"it cannot be run on its own: {error}")
     return known[key]
@@ -224,7 +227,7 @@ def _without_half(layer, node, trials, axis, count, rng, keeps_zero) -> Finding:
             return Finding("a weight of it has several axes of that many channels")
         axes += [(number, wide[0])] if wide else []
     kept = np.sort(rng.permutation(count)[: max(count // 2, 1)])
-    for make, entries in _copies(layer, count, kept.size, axes):
+    for make, entries, whole in _copies(layer, count, kept.size, axes):
         try:
             small = make()
             narrow = [np.take(array, kept, axis) for array in trials[0].point]
@@ -244,12 +247,14 @@ def _without_half(layer, node, trials, axis, count, rng, keeps_zero) -> Finding:
                     raise ValueError("other outputs")
         except Exception:
             continue
-        return Finding(None, tuple(axes), entries, keeps_zero)
+        return Finding(None, tuple(axes), entries, keeps_zero, whole)
     return Finding("no copy of it with fewer channels could be built from its config")
 
 
 def _copies(layer, count: int, fewer: int, axes) -> Iterator[tuple]:
-    """How to make a copy with fewer channels, and the entries it changes."""
+    """How to copy with fewer channels, entries that this changes, and if as it is."""
+    if not axes:
+        yield lambda: copy_object(layer), (), True
     with contextlib.suppress(Exception):
         config = layer.get_config()
         type(layer).from_config(config)
@@ -260,6 +265,4 @@ def _copies(layer, count: int, fewer: int, axes) -> Iterator[tuple]:
         )
         for entries in ((), same_number):
             changed = {**config, **dict.fromkeys(entries, fewer)}
-            yield functools.partial(type(layer).from_config, changed), entries
-    if not axes:  # compact copies a layer as it is where its config does not tell all
-        yield lambda: copy_object(layer), ()
+            yield functools.partial(type(layer).from_config, changed), entries, False
