@@ -1,6 +1,7 @@
 """Wrapping layers and whole models: the first of the three moves."""
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,8 +22,10 @@ from filterprune.channels.trace import (
     model_in,
     parts_of,
     replaced_method,
+    shared_layers,
 )
 from filterprune.compiling import Move, compile_alike, recompile
+from filterprune.errors import PruningWarning
 from filterprune.expansion import expand, expand_but
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
@@ -77,12 +80,28 @@ def wrap(layer):
     if not is_layer(layer):
         return copy_operation(layer)
     if is_graph(layer):
+        _warn_of_sharing(layer)
         return keras.models.clone_model(layer, clone_function=wrap)
     inner = model_in(layer)
     if inner is not None and unseen_axis(type(layer)) is not None:
         return around(layer, wrap(inner))
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     return _masked(layer, axis) if _needs_gate(layer) else copy_whole(layer)
+
+
+def _warn_of_sharing(model) -> None:
+    """Warn of layers of a nested model that `clone_model` will copy again."""
+    shared = shared_layers(model)
+    if shared:
+        listed = ", ".join(f"'{name}'" for name in shared[:5])
+        warnings.warn(
+            f"Layers of the nested model '{model.name}' are called outside of it too: "
+            f"{listed}{', ...' if len(shared) > 5 else ''}. `keras.models.clone_model` "
+            "clones a nested model apart from what is around it, so that the copies "
+            "do not share weights. `filterprune.wrap_model` keeps them shared.",
+            PruningWarning,
+            stacklevel=3,
+        )
 
 
 def wrap_model(model, exclude: Any = ()):

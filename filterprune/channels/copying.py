@@ -144,11 +144,11 @@ class Copier:
 
 
 def _is_empty(cell) -> bool:
+    """Whether a function refers to a variable that is not set yet."""
     try:
-        cell.cell_contents
+        return cell.cell_contents is cell
     except ValueError:
         return True
-    return False
 
 
 def _differ(function, new) -> bool:

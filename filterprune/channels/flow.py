@@ -24,8 +24,8 @@ from filterprune.channels.calls import (
     current,
     describe,
 )
-from filterprune.channels.remaking import why_not_remade
 from filterprune.channels.labels import Channels, fit
+from filterprune.channels.remaking import why_not_remade
 from filterprune.channels.trace import (
     Graph,
     Node,

@@ -6,8 +6,9 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`_autocast`, `Tracker` and what it tracks, `Operation._auto_config`, `get_keras_mask`, `_fn` of
-metrics made of a function, and `_flash_attention` of attention layers.
+`_autocast`, `Tracker` and what it tracks, `Operation._auto_config`,
+`get_keras_mask`, `_fn` of metrics made of a function, `_flash_attention` of
+attention layers, and the attributes that `copy_object` leaves behind.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
@@ -124,6 +125,20 @@ def model_in(op):
     return inner if isinstance(op, keras.layers.Wrapper) and is_graph(inner) else None
 
 
+def shared_layers(model) -> list[str]:
+    """The layers with weights in a model that are called outside of it as well."""
+    ops = [node.op for node in trace(model).nodes]
+    return sorted(
+        {
+            op.name
+            for op in ops
+            if is_layer(op)
+            and op.weights
+            and len(op._inbound_nodes) > sum(other is op for other in ops)
+        }
+    )
+
+
 def check_model(model, what: str = "model") -> None:
     """Raise unless `model` is a built functional or sequential Keras model."""
     if not isinstance(model, keras.Model):
@@ -137,7 +152,7 @@ def check_model(model, what: str = "model") -> None:
         raise ValueError(
             f"Expected `{what}` to compute what its graph does. Received: "
             f"'{model.name}' (of type {type(model).__name__}), where "
-            f"`{replaced_method(model)}` is defined anew. What that adds would be lost. "
+            f"`{replaced_method(model)}` is defined anew. That would be lost. "
             "Put it into the graph as layers or operations, or pass the graph alone: "
             "`keras.Model(model.inputs, model.outputs)`."
         )
@@ -410,8 +425,10 @@ _SILENT = (
 )
 # What a layer has for the graph that it stands in, and for its last call.
 _LEFT_BEHIND: dict[str, Callable] = {
-    **{"_inbound_nodes": list, "_outbound_nodes": list},
-    **{"_losses": list, "_loss_ids": set},
+    "_inbound_nodes": list,
+    "_outbound_nodes": list,
+    "_losses": list,
+    "_loss_ids": set,
 }
 # What `compile` and `fit` give to a model.
 _COMPILED = {"compiled": False} | dict.fromkeys(
