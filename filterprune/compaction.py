@@ -153,7 +153,9 @@ class _Compactor(Resizer):
 
     def _factor(self, op, call: Call, place: Place, gate: np.ndarray):
         """A layer that multiplies an output by gates that are neither 0 nor 1."""
-        name = op.name if getattr(op, "is_added", False) else f"{op.name}_gate"
+        name = op.name
+        if not getattr(op, "is_added", False):
+            name = self.analysis.flow.gate_path(call).rsplit("/", 1)[-1]
         if place.output:
             name += f"_{place.output}"
         axis = place.axis

@@ -1,6 +1,5 @@
 """Composite layers taken apart: what they call takes their place in the model."""
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,11 +21,10 @@ from filterprune.errors import warn
 from filterprune.inlining import (
     TOLERANCE,
     Trial,
-    copy_whole,
     has_own_weights,
     is_symbolic,
 )
-from filterprune.rebuilding import Rebuilder, copy_built
+from filterprune.rebuilding import Rebuilder, copy_whole
 from filterprune.verification import is_same
 from filterprune.wording import one_line
 
@@ -145,28 +143,17 @@ class _Expander(Rebuilder):
         return composite_call(type(op))
 
     def _make(self, op):
-        if self._function(op) is None:
-            return copy_built(op)
-        try:
-            new = copy_whole(op)
-        except Exception as error:
-            self._give_up(op, f"it cannot be copied ({one_line(error)})")
-            return copy_built(op)
-        self._name_parts(new, set())
+        new = copy_whole(op)
+        if self._function(op) is not None:
+            self._name_parts(new)
         return new
 
-    def _name_parts(self, layer, taken: set[str]) -> None:
+    def _name_parts(self, layer) -> None:
         """Name the parts of a layer after it, so that names are unique."""
         for part in own_parts(layer):
-            name = first = f"{layer.name}_{part.name}"
-            for number in itertools.count(1):
-                if name not in taken:
-                    break
-                name = f"{first}_{number}"
-            part.name = name
-            taken.add(name)
+            part.name = self.free_name(f"{layer.name}_{part.name}")
             if self._function(part) is not None:
-                self._name_parts(part, taken)
+                self._name_parts(part)
 
     def _call(self, old, new, args, kwargs):
         if self._function(old) is None:
@@ -197,10 +184,13 @@ class _Expander(Rebuilder):
             found = parts.get(id(layer))
             if found is None:  # a layer that a function made for it
                 key = (id(new), layer.name)
-                found = self._extra.setdefault(key, copy_object(layer))
+                if key not in self._extra:
+                    self._extra[key] = copy_object(layer)
+                    self._extra[key].name = self.free_name(layer.name)
+                found = self._extra[key]
             return found
 
-        return trial.play(args, given, twin)
+        return trial.play(args, given, twin, self.free_name)
 
     def _give_up(self, layer, reason: str) -> None:
         message = (

@@ -9,11 +9,12 @@ import numpy as np
 from filterprune.channels.calls import Call, Flow
 from filterprune.channels.flow import flow
 from filterprune.channels.registry import weight_of
+from filterprune.channels.remaking import remake
 from filterprune.channels.rules.normalization import affine_of
 from filterprune.channels.trace import check_model, is_of_keras
 from filterprune.compiling import recompile
 from filterprune.gates import is_masked
-from filterprune.rebuilding import Rebuilder, copy_built, copy_layer
+from filterprune.rebuilding import Rebuilder, copy_whole
 from filterprune.verification import verify_folded
 
 
@@ -122,7 +123,7 @@ class _Folder(Rebuilder):
 
     def _make(self, op):
         if id(op) not in self._pairs:
-            return copy_built(op)
+            return copy_whole(op)
         pair = self._pairs[id(op)]
         return None if pair is None else _folded(*pair)
 
@@ -130,7 +131,7 @@ class _Folder(Rebuilder):
 def _folded(call: Call, factors: tuple[np.ndarray, np.ndarray]):
     """The layer with a batch norm's factors and summands in its kernel and bias."""
     scale, shift = factors
-    new = copy_layer(call.op, use_bias=True)
+    new = remake(call.op, use_bias=True)
     if not new.built:
         new.build_from_config(call.op.get_build_config())
     weights = call.op.get_weights()

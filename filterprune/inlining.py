@@ -12,7 +12,6 @@ from filterprune.channels.registry import calls_itself
 from filterprune.channels.trace import (
     copy_object,
     copy_operation,
-    is_graph,
     is_layer,
     mask_of,
     members_of,
@@ -22,7 +21,6 @@ from filterprune.channels.trace import (
     trace,
 )
 from filterprune.inputs import generate_inputs
-from filterprune.rebuilding import build_alike
 from filterprune.running import undisturbed
 from filterprune.verification import relative_difference
 
@@ -122,7 +120,7 @@ class Trial:
 
     def __init__(self, layer, function_of, args, kwargs, training=None):
         self.layer = layer
-        self.copy = copy_whole(layer)
+        self.copy = copy_object(layer)
         self.inputs, own, named = _inputs_like(args, kwargs)
         self.outputs = inline(self.copy, function_of, own, named, training)
         made = [y for y in keras.tree.flatten(self.outputs) if is_symbolic(y)]
@@ -130,12 +128,13 @@ class Trial:
         self.nodes = trace(self.model).nodes
         self._told: set[int] = set()
 
-    def play(self, args, kwargs, twin: Callable):
+    def play(self, args, kwargs, twin: Callable, name_for: Callable = str):
         """Do the same with other tensors, which may know more of their sizes.
 
         Args:
             args, kwargs: the arguments.
             twin: from a layer that the copy calls to the one to call instead.
+            name_for: from the name of an operation that is no layer to that to give it.
 
         Returns:
             The outputs, in the structure in which the layer gives them.
@@ -147,6 +146,8 @@ class Trial:
             if number in self._told or _is_default(node.op, named):
                 named.pop("training", None)
             op = twin(node.op) if is_layer(node.op) else _resized(node.op, own)
+            if not is_layer(op):
+                op.name = name_for(op.name)
             outputs = keras.tree.flatten(op(*own, **named))
             for old, new in zip(node.outputs, outputs, strict=True):
                 known[id(old)] = new
@@ -211,18 +212,6 @@ def _inputs_like(args, kwargs) -> tuple:
 
     args, kwargs = keras.tree.map_structure(fresh, (args, kwargs))
     return inputs, args, kwargs
-
-
-def copy_whole(layer):
-    """A copy of a composite layer with the same weights.
-
-    A model in it has a graph of its own, which only its config tells.
-    """
-    if not any(is_graph(part) for part in parts_of(layer)):
-        return copy_object(layer)
-    new = type(layer).from_config(layer.get_config())
-    build_alike(layer, new)
-    return new
 
 
 def _is_default(op, kwargs) -> bool:

@@ -2,70 +2,27 @@
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
-from filterprune.channels.likeness import of_any_layer
 from filterprune.channels.registry import unseen_axis
 from filterprune.channels.trace import (
     Graph,
     copy_object,
     copy_operation,
-    forgotten_config,
+    free_name,
     functional_arguments,
+    inputs_like,
     is_graph,
     is_layer,
-    is_of_keras,
     model_in,
-    parts_of,
+    replay,
     trace,
     without_mask,
 )
 from filterprune.errors import warn
-
-
-def copy_layer(layer, /, **config):
-    """A fresh layer with the config of `layer`, some entries changed.
-
-    Args:
-        layer: any layer. It must round-trip through its config if entries are
-            to be changed; its functions and regularizers need not.
-        **config: entries that replace those of `layer.get_config()`.
-
-    Returns:
-        The new layer. It may be built already, and have the same weights.
-    """
-    alike = not config or config == {"name": layer.name}
-    try:
-        given = {**_config(layer), **forgotten_config(layer)}
-        new = type(layer).from_config({**given, **_own_objects(layer, given), **config})
-    except Exception:
-        if not alike:
-            raise
-        return copy_object(layer)
-    if not alike or is_of_keras(type(layer)) or _is_faithful(layer, new):
-        return new
-    return copy_object(layer)
-
-
-def _config(layer) -> dict:
-    """The config of a layer, also if that of an object in it is not to be had."""
-    try:
-        return layer.get_config()
-    except NotImplementedError:
-        shell = object.__new__(type(layer))
-        for key, value in vars(layer).items():
-            shell.__dict__[key] = None if _is_own(value) else value
-        return shell.get_config()
-
-
-def _is_own(value) -> bool:
-    """Whether an attribute is a function or object of the user's own."""
-    return callable(value) and not isinstance(value, type) and not is_of_keras(value)
 
 
 def around(wrapper, model):
@@ -73,64 +30,6 @@ def around(wrapper, model):
     config = wrapper.get_config()
     del config["layer"]
     return type(wrapper)(model, **config)
-
-
-def _own_objects(layer, config: dict) -> dict:
-    """Functions and objects of the user's own among what a config describes.
-
-    A config names them, and the name may be unknown to Keras, or be that of one
-    of its own: a function `hard_sigmoid` would come back as another one.
-    """
-    found = {}
-    for key in config:
-        value = getattr(layer, key, None)
-        if _is_own(value):
-            found[key] = copy_object(value) if is_layer(value) else value
-    return found
-
-
-def _is_faithful(layer, new) -> bool:
-    """Whether a copy has the name and attributes of the layer, as far as both do.
-
-    A config that forgets an argument gives a layer with its default.
-    """
-    if new.name != layer.name:
-        return False
-    for old, copied in zip([layer, *parts_of(layer)], [new, *parts_of(new)]):
-        for key in vars(old).keys() & vars(copied).keys() - of_any_layer():
-            if not _are_alike(vars(old)[key], vars(copied)[key]):
-                return False
-    return True
-
-
-def _are_alike(old, new) -> bool:
-    if new is None or old is new:  # what `build` sets is not there yet
-        return True
-    if isinstance(old, np.ndarray):
-        return np.array_equal(old, new)
-    if isinstance(old, (bool, int, float, str, type(None))):
-        return bool(np.all(old == new))
-    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
-        return len(old) == len(new) and all(map(_are_alike, old, new))
-    if inspect.isfunction(old):
-        return inspect.isfunction(new) and old.__code__ == new.__code__
-    return True
-
-
-def build_alike(layer, new) -> None:
-    """Build `new` as `layer` was built and give it the same weights."""
-    if not layer.built:
-        return
-    config = layer.get_build_config() or {}
-    shape = config.get("input_shape")
-    by_call = type(layer).build is keras.layers.Layer.build and layer.weights
-    if by_call and shape is not None:  # its parts are built when it is called
-        new(keras.ops.zeros([size or 1 for size in shape]))
-    elif not new.built:
-        new.build_from_config(config)
-    copy_weights(layer, new)
-    for old, fresh in zip(states_of(layer), states_of(new)):
-        fresh.assign(old)
 
 
 def states_of(layer) -> list:
@@ -202,19 +101,28 @@ class Rebuilder:
     call: Callable = lambda old, op, args, kwargs: op(*args, **kwargs)
     made: dict[int, Any] = dataclasses.field(default_factory=dict)
     _afters: dict[int, Any] = dataclasses.field(default_factory=dict)
+    _names: set[str] = dataclasses.field(default_factory=set)
     pairs: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
 
     def rebuild(self, model):
         """The new model. The old one is not touched."""
+        outer, self._names = self._names, trace(model).names
         if isinstance(model, keras.Sequential):
             new = self._rebuild_sequential(model)
         else:
             new = self._rebuild_functional(trace(model))
+        self._names = outer
         if not model.trainable:
             new.trainable = False
             for old, layer in self.pairs:
                 layer.trainable = old.trainable
         return new
+
+    def free_name(self, wanted: str) -> str:
+        """A name for a further operation in the graph that is being rebuilt."""
+        name = free_name(wanted, self._names)
+        self._names.add(name)
+        return name
 
     def _op(self, op):
         if id(op) not in self.made:
@@ -231,20 +139,9 @@ class Rebuilder:
             self._afters[id(op)] = self.after(op)
         return self.made[id(op)]
 
-    def _inputs(self, graph: Graph) -> list:
-        return [
-            keras.Input(
-                batch_shape=self.shape(tensor),
-                dtype=tensor.dtype,
-                name=name,
-                sparse=tensor.sparse,
-            )
-            for tensor, name in zip(graph.inputs, graph.input_names, strict=True)
-        ]
-
     def _rebuild_sequential(self, model):
         new = keras.Sequential(name=model.name, trainable=model.trainable)
-        new.add(self._inputs(trace(model))[0])
+        new.add(inputs_like(trace(model), self.shape)[0])
         for layer in model.layers:
             if self._op(layer) is not None:
                 new.add(self._op(layer))
@@ -253,13 +150,9 @@ class Rebuilder:
         return new
 
     def _rebuild_functional(self, graph: Graph):
-        tensors: dict[int, Any] = {
-            id(old): fresh
-            for old, fresh in zip(graph.inputs, self._inputs(graph), strict=True)
-        }
-        for node in graph.nodes:
+        def call(node, args, kwargs):
             op = self._op(node.op)
-            args, kwargs = self.arguments(node.op, *node.fill(tensors))
+            args, kwargs = self.arguments(node.op, args, kwargs)
             if op is None:
                 outputs = args[0]
             else:
@@ -267,16 +160,9 @@ class Rebuilder:
                     kwargs = without_mask(op, kwargs)
                 outputs = self.call(node.op, op, args, kwargs)
             after = self._afters[id(node.op)]
-            if after is not None:
-                outputs = after(outputs)
-            for old, fresh in zip(
-                node.outputs, keras.tree.flatten(outputs), strict=True
-            ):
-                tensors[id(old)] = fresh
-        inputs, outputs = keras.tree.map_structure(
-            lambda tensor: tensors[id(tensor)],
-            (graph.input_struct, graph.output_struct),
-        )
+            return outputs if after is None else after(outputs)
+
+        inputs, outputs = replay(graph, inputs_like(graph, self.shape), call)
         return _model_alike(graph.model, inputs, outputs)
 
 
@@ -306,18 +192,6 @@ def _warn_of_methods(model) -> None:
         )
 
 
-def remake(op):
-    """A copy of any operation: of a layer by its config, unbuilt."""
-    return copy_layer(op) if is_layer(op) else copy_operation(op)
-
-
-def copy_built(op):
-    """A copy of any operation, of a layer with the same weights."""
-    if not is_layer(op):
-        return remake(op)
-    try:
-        new = copy_layer(op)
-        build_alike(op, new)
-    except Exception:
-        return copy_object(op)
-    return new
+def copy_whole(op):
+    """A copy of any operation with all its state, of a layer with its weights."""
+    return copy_object(op) if is_layer(op) else copy_operation(op)

@@ -5,9 +5,10 @@ import numpy as np
 
 from filterprune.channels.calls import Binding, Call
 from filterprune.channels.groups import Analysis
+from filterprune.channels.remaking import config_of, remake
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import copy_object, copy_operation, is_layer
-from filterprune.rebuilding import Rebuilder, copy_layer
+from filterprune.rebuilding import Rebuilder
 
 
 class Resizer:
@@ -52,13 +53,26 @@ class Resizer:
         if getattr(op, "is_added", False):
             return None
         changes.update(self._changes(call))
-        if binding is not None and binding.whole:
+        if self._stays(call, binding, changes):
             new = copy_object(call.op)
             new.name = op.name
             return new
-        if op is not call.op:
-            changes["name"] = op.name
-        return copy_layer(call.op, **changes)
+        return remake(call.op, **changes, name=op.name)
+
+    def _stays(self, call: Call, binding: Binding | None, changes: dict) -> bool:
+        """Whether nothing of a layer goes: what need not change is not made anew."""
+        if binding is not None and binding.whole:
+            return True
+        if changes:
+            config = config_of(call.op)
+            if any(config.get(key) != value for key, value in changes.items()):
+                return False
+        nodes = (call.node.inputs, call.node.outputs)
+        tensors = self.analysis.flow.tensors
+        labels = [tensors[id(t)].labels for part in nodes for t in part]
+        for axes in binding.axes.values() if binding is not None else ():
+            labels += [along for along in axes if along is not None]
+        return all(self.survivors.mask(part).all() for part in labels)
 
     def _changes(self, call: Call) -> dict:
         """What else is to change in the config of a layer."""

@@ -20,6 +20,8 @@ from filterprune.channels.trace import (
     is_of_keras,
     model_in,
     parts_of,
+    replaced_method,
+    shared_layers,
     widths_of,
 )
 from filterprune.compiling import Move, compile_alike, recompile
@@ -32,7 +34,7 @@ from filterprune.layers.normalising import MaskedActivation
 from filterprune.rebuilding import (
     Rebuilder,
     around,
-    copy_built,
+    copy_whole,
     warn_of_ties,
 )
 from filterprune.slots import nothing_to_prune
@@ -85,6 +87,7 @@ def wrap(layer):
     if not is_layer(layer):
         return copy_operation(layer)
     if is_graph(layer):
+        _warn_of_sharing(layer)
         return keras.models.clone_model(layer, clone_function=wrap)
     inner = model_in(layer)
     if inner is not None and unseen_axis(type(layer)) is not None:
@@ -92,12 +95,25 @@ def wrap(layer):
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     several = not layer.weights and len(widths_of(layer, axis)) > 1
     if several or not _needs_gate(layer):  # gates would fit one of its calls alone
-        return copy_built(layer)
+        return copy_whole(layer)
     masked = _masked(layer, axis)
     own = type(masked).call is not Masked.call or type(masked) is Masked
     if layer.built and (own or not is_of_keras(type(layer))):
         verify_layer(layer, masked)
     return masked
+
+
+def _warn_of_sharing(model) -> None:
+    """Warn of layers of a nested model that `clone_model` will copy again."""
+    shared = shared_layers(model)
+    if shared:
+        listed = ", ".join(f"'{name}'" for name in shared[:5])
+        warn(
+            f"Layers of the nested model '{model.name}' are called outside of it too: "
+            f"{listed}{', ...' if len(shared) > 5 else ''}. `keras.models.clone_model` "
+            "clones a nested model apart from what is around it, so that the copies "
+            "do not share weights. `filterprune.wrap_model` keeps them shared."
+        )
 
 
 @suggests_keywords
@@ -178,7 +194,8 @@ def wrap_paths(model, paths, keep_state=False):
     chosen, found = {}, set()
     for call in analysis.flow.calls:
         for gate in call.gates:
-            path = f"{gate.path}_gate" if call.is_gated_behind else gate.path
+            behind = call.is_gated_behind
+            path = analysis.flow.gate_path(call) if behind else gate.path
             if path in paths:
                 found.add(path)
                 chosen[id(call.op)] = call
@@ -197,15 +214,16 @@ def _wrap_chosen(model, chosen: dict[int, Call], keep_state=False):
 
     def make(op):
         if id(op) not in chosen or chosen[id(op)].is_gated_behind:
-            return copy_built(op)
+            return copy_whole(op)
         return _masked(op, chosen[id(op)].gates[0].axis)
 
     def after(op):
         """A gate behind an operation that cannot be masked, such as `ops.sigmoid`."""
         if id(op) not in chosen or not chosen[id(op)].is_gated_behind:
             return None
-        axis = chosen[id(op)].gates[0].axis
-        return Gate(keras.layers.Identity(name=f"{op.name}_gate"), axis)
+        call = chosen[id(op)]
+        name = call.flow.gate_path(call).rsplit("/", 1)[-1]
+        return Gate(keras.layers.Identity(name=name), call.gates[0].axis)
 
     rebuilder = Rebuilder(make, after=after)
     masked = rebuilder.rebuild(model)
@@ -229,7 +247,7 @@ def _unmasked(layer):
 
 def _needs_gate(layer) -> bool:
     """Whether a layer seen alone makes channels or would revive absent ones."""
-    if layer_rule(type(layer)) is None:
+    if layer_rule(type(layer)) is None or replaced_method(layer) is not None:
         return False
     shape = _input_shape(layer)
     if shape is None or not layer.built:
@@ -257,7 +275,7 @@ def _input_shape(layer):
 def _masked(layer, axis: int) -> Masked:
     """A masked layer around a copy of `layer`."""
     cls = masked_class(type(layer)) or Masked
-    return cls(copy_built(layer), axis=axis)
+    return cls(copy_whole(layer), axis=axis)
 
 
 def _to_mask(analysis: Analysis) -> dict[int, Call]:

@@ -243,6 +243,20 @@ def shift(layer, x):
     return filterprune.channels.same(x, shift="in")
 
 
+def test_layers_shared_with_a_nested_model_stay_so_or_it_is_told():
+    """Keras clones a nested model apart from the rest, by layers of its own."""
+    inputs = keras.Input((4,))
+    shared = layers.Dense(4, name="shared")
+    inner = keras.Model(inputs, layers.Dense(4)(shared(inputs)), name="inner")
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(2)(inner(shared(layers.Dense(4)(x)))))
+    whole = filterprune.wrap_model(model)
+    assert len(whole.trainable_weights) == len(model.trainable_weights)
+    with pytest.warns(filterprune.PruningWarning, match="'inner'.*'shared'"):
+        cloned = clone(model)
+    assert len(cloned.trainable_weights) > len(model.trainable_weights)
+
+
 @pytest.mark.parametrize("wrapper", [clone, filterprune.wrap_model])
 def test_a_layer_of_ones_own_with_a_rule_is_masked(wrapper):
     inputs = keras.Input((4,))

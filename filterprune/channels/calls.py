@@ -16,7 +16,7 @@ import numpy as np
 
 from filterprune.channels.activations import LINEAR, activation_of
 from filterprune.channels.labels import Channels, LabelTable
-from filterprune.channels.trace import Graph, Node, is_layer
+from filterprune.channels.trace import Graph, Node, free_name, is_layer
 from filterprune.running import undisturbed
 from filterprune.sums import peek
 
@@ -348,6 +348,16 @@ class Flow:
         """What tied labels together that are all tied."""
         steps = np.array([count for count, _ in self.tied])
         return self.tied[self.table.step_tying(labels, steps)][1]
+
+    def gate_path(self, call: Call) -> str:
+        """The path of a gate behind an operation: a layer that is added for it."""
+        (names,) = [
+            graph.names
+            for graph in self.graphs.values()
+            if any(node is call.node for node in graph.nodes)
+        ]
+        prefix = call.path.removesuffix(call.op.name)
+        return prefix + free_name(f"{call.layer.name}_gate", names)
 
     def pinned(self, shape, reason: str) -> Channels:
         """The channels of a tensor none of which can ever be removed."""

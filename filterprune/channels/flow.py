@@ -24,18 +24,21 @@ from filterprune.channels.calls import (
     current,
     describe,
 )
-from filterprune.channels.inheriting import why_not_remade
 from filterprune.channels.labels import Channels, fit
+from filterprune.channels.remaking import why_not_remade
 from filterprune.channels.trace import (
     Graph,
     Node,
     call_parameters,
     call_signature,
     copy_object,
+    has_graph,
     is_graph,
     is_keras_operation,
     is_layer,
+    is_of_keras,
     model_in,
+    replaced_method,
     takes_training,
     trace,
     without_mask,
@@ -237,11 +240,16 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
     if is_layer(bare):
         kwargs = without_mask(bare, kwargs)
     function = function or _rule_of(bare)
+    is_known = is_layer(bare) and function is not registry.unknown_rule()
+    replaced = replaced_method(bare)
+    if replaced is not None and (is_known or has_graph(bare)):
+        what = "does not run its graph alone" if has_graph(bare) else "was replaced"
+        raise Ambiguous(f"`{replaced}` of this {type(bare).__name__} {what}")
     if getattr(bare, "quantization_mode", None):
         raise Ambiguous(f"it is quantized ({bare.quantization_mode})")
     if getattr(bare, "lora_enabled", False):
         raise Ambiguous("it has LoRA weights; merge them first")
-    if is_layer(bare) and function is not registry.unknown_rule():
+    if is_known:
         args, kwargs = _in_order(bare, args, kwargs)
     try:
         _signature(function).bind(bare, *args, **kwargs)
@@ -249,10 +257,8 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
         raise Ambiguous(f"it is called in a way its rule does not know: {error}")
     with attributes_kept(bare):  # some rules run it
         outputs = keras.tree.flatten(function(bare, *args, **kwargs))
-    if is_layer(bare) and registry.known_type(type(bare)) is not type(bare):
-        reason = why_not_remade(bare, call.flow.binding(call).config)
-        if reason is not None:
-            raise Ambiguous(reason)
+    if is_known:
+        _check_copies(call)
     masked = call.mask is not None or call.is_gated_behind
     to_mask = not masked and call.holder is None
     if to_mask and call.gates and not _fits_a_mask(call):
@@ -262,6 +268,23 @@ def apply_rule(call: Call, function: Callable | None = None) -> list[Channels]:
     for channels, shape in zip(outputs, call.outputs, strict=True):
         _check_labels(call, channels, shape)
     return outputs
+
+
+def _check_copies(call: Call) -> None:
+    """Raise unless the layer can be made again where channels of it go."""
+    layer = call.op
+    if is_of_keras(type(layer)):
+        return
+    binding = call.flow.binding(call)
+    reason = why_not_remade(layer, call.node, binding.config)
+    if reason is None:
+        return
+    # Without weights, and nothing to remember of shapes, it can stay as it is.
+    binding.whole = not (binding.config or layer.weights or call.holder) and (
+        type(layer).build is keras.layers.Layer.build
+    )
+    if not binding.whole:
+        raise Ambiguous(reason)
 
 
 def _rule_of(op) -> Callable:

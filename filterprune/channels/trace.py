@@ -6,23 +6,26 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`DotNotTrackScope`, `Operation._auto_config`, `get_keras_mask`, `_fn` of
-metrics made of a function, and `_flash_attention` of attention layers.
+`_autocast`, `Tracker` and what it tracks, `Operation._auto_config`,
+`get_keras_mask`, `_fn` of metrics made of a function, `_flash_attention` of
+attention layers, and the attributes that `copy_object` leaves behind.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
 """
 
-import copy
 import dataclasses
 import functools
 import inspect
-import sys
+import itertools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras.src.backend import get_keras_mask
-from keras.src.utils.tracking import DotNotTrackScope
+from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedSet, Tracker
+
+from filterprune.channels.copying import Copier
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +62,17 @@ class Graph:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all operations; in one graph each has another one."""
+        return {node.op.name for node in self.nodes} | set(self.input_names)
+
+
+def free_name(wanted: str, taken) -> str:
+    """A name that is not taken: `wanted`, or that with a number."""
+    numbered = (f"{wanted}_{number}" for number in itertools.count(1))
+    return next(n for n in itertools.chain([wanted], numbered) if n not in taken)
+
 
 def _functional(model):
     """The `Functional` behind a functional or built sequential model, or None."""
@@ -69,15 +83,59 @@ def _functional(model):
     return None
 
 
-def is_graph(op) -> bool:
-    """Whether `op` is a functional or sequential model whose calls can be read."""
+def has_graph(op) -> bool:
+    """Whether `op` is a functional or built sequential model."""
     return _functional(op) is not None
+
+
+def is_graph(op) -> bool:
+    """Whether `op` is a model that computes what its graph does, and nothing else."""
+    return has_graph(op) and replaced_method(op) is None
+
+
+def replaced_method(op) -> str | None:
+    """What an operation computes with in place of what is known of its type.
+
+    Returns:
+        The name of a method that the object itself has another one for, or, for a
+        functional or sequential model, `"Net.call"` where its class `Net` overrides
+        `call`; `None` if there is nothing of the kind.
+    """
+    wrapped = ("build", "quantize")  # by Keras, in every layer
+    own = [key for key, value in vars(op).items() if callable(value)]
+    own = [key for key in own if callable(getattr(type(op), key, None))]
+    if not has_graph(op):
+        return next((key for key in own if key not in wrapped), None)
+    if not set(own).isdisjoint(_CALLS):
+        return "call"
+    base = keras.Sequential if isinstance(op, keras.Sequential) else _Functional
+    classes = type(op).__mro__[: type(op).__mro__.index(base)]
+    found = [(c, name) for c in classes for name in _CALLS if name in vars(c)]
+    return f"{found[0][0].__name__}.{found[0][1]}" if found else None
+
+
+_CALLS = ("call", "__call__")
+_Functional: Any = type(keras.Model(*[keras.Input((1,))] * 2))
 
 
 def model_in(op):
     """The functional or sequential model that a wrapper of layers wraps, or None."""
     inner = getattr(op, "layer", None)
     return inner if isinstance(op, keras.layers.Wrapper) and is_graph(inner) else None
+
+
+def shared_layers(model) -> list[str]:
+    """The layers with weights in a model that are called outside of it as well."""
+    ops = [node.op for node in trace(model).nodes]
+    return sorted(
+        {
+            op.name
+            for op in ops
+            if is_layer(op)
+            and op.weights
+            and len(op._inbound_nodes) > sum(other is op for other in ops)
+        }
+    )
 
 
 def check_model(model, what: str = "model") -> None:
@@ -89,6 +147,14 @@ def check_model(model, what: str = "model") -> None:
         )
     if is_graph(model):
         return
+    if has_graph(model):
+        raise ValueError(
+            f"Expected `{what}` to compute what its graph does. Received: "
+            f"'{model.name}' (of type {type(model).__name__}), where "
+            f"`{replaced_method(model)}` is defined anew. That would be lost. "
+            "Put it into the graph as layers or operations, or pass the graph alone: "
+            "`keras.Model(model.inputs, model.outputs)`."
+        )
     if isinstance(model, keras.Sequential):
         raise ValueError(
             f"Expected `{what}` to be built. Received: the Sequential model "
@@ -141,6 +207,41 @@ def trace(model) -> Graph:
     )
 
 
+def inputs_like(graph: Graph, shape: Callable = lambda tensor: tensor.shape) -> list:
+    """Fresh inputs for a graph, of other shapes if that is asked for."""
+    return [
+        keras.Input(
+            batch_shape=shape(tensor),
+            dtype=tensor.dtype,
+            name=name,
+            sparse=tensor.sparse,
+            optional=getattr(tensor._keras_history.operation, "optional", False),
+            **({"ragged": True} if getattr(tensor, "ragged", False) else {}),
+        )
+        for tensor, name in zip(graph.inputs, graph.input_names, strict=True)
+    ]
+
+
+def replay(graph: Graph, inputs, call: Callable) -> tuple:
+    """Make the calls of a graph again, on other tensors.
+
+    Args:
+        graph: the graph.
+        inputs: a tensor for each of its inputs.
+        call: from a node and the arguments of the new call to its outputs.
+
+    Returns:
+        The inputs and the outputs, each in the structure that the model has.
+    """
+    tensors = dict(zip(map(id, graph.inputs), inputs, strict=True))
+    for node in graph.nodes:
+        outputs = keras.tree.flatten(call(node, *node.fill(tensors)))
+        tensors.update(zip(map(id, node.outputs), outputs, strict=True))
+    return keras.tree.map_structure(
+        lambda tensor: tensors[id(tensor)], (graph.input_struct, graph.output_struct)
+    )
+
+
 def _given(kwargs) -> dict:
     """Keyword arguments without the context that Keras fills in as None."""
     return {
@@ -158,11 +259,10 @@ def functional_arguments(model) -> dict | None:
         model's attributes of those names have them; `None` if its constructor is
         another one.
     """
-    plain = type(keras.Model(*[keras.Input((1,))] * 2))
-    if not isinstance(model, plain):
+    if not isinstance(model, _Functional):
         return None
     spec = inspect.getfullargspec(type(model).__init__)
-    whole = inspect.getfullargspec(plain.__init__)
+    whole = inspect.getfullargspec(_Functional.__init__)
     if spec.args[1:] != whole.args[1:] and (spec.args[1:] or not spec.varargs):
         return None
     own = [name for name in spec.kwonlyargs if name not in whole.args]
@@ -286,42 +386,147 @@ def _plain_number(value):
 
 
 def copy_object(layer):
-    """A copy of a layer that does not round-trip through its config.
+    """A copy of a layer that owes nothing to its config.
 
-    Every attribute is copied deeply, variables and layers in it included, but
-    the graph that the layer stands in is left behind.
+    Every attribute is copied deeply, variables and layers in it included, also
+    where a function refers to them, but the graph that the layer stands in is left
+    behind. What cannot be copied, such as an open file, is shared.
 
     Args:
-        layer: any layer.
+        layer: any layer, or a function or other object.
 
     Returns:
         A layer of the same class and state that shares no variable with it.
     """
-    memo: dict[int, Any] = {id(m): m for m in list(sys.modules.values())}
-    inner = layer._flatten_layers()
-    wrappers: dict[int, dict] = {}
-    for part in inner:
-        fresh = memo[id(part)] = _blank(type(part))
-        # Keras wraps `build` for each layer, and the wrapper builds that layer.
-        wrappers[id(part)] = {
-            name: vars(fresh)[name]
-            for name in ("build", "quantize")
-            if name in vars(fresh)
-        }
-        for name in ("_inbound_nodes", "_outbound_nodes"):
-            memo[id(getattr(part, name))] = []
-        backend = getattr(part, "backend", None)  # a stand-in for a module
-        memo[id(backend)] = backend
-        for variable in part.variables:
-            if id(variable) not in memo:
-                memo[id(variable)] = _copy_variable(variable)
-    with DotNotTrackScope():  # the copy of what is tracked is copied as well
-        for part in inner:
-            fresh = memo[id(part)]
-            for key, value in vars(part).items():
-                if key not in wrappers[id(part)]:
-                    object.__setattr__(fresh, key, copy.deepcopy(value, memo))
-    return memo[id(layer)]
+    return Copier(_copy_special)(layer)
+
+
+def _copy_special(copy: Copier, value):
+    """Copies of what Keras and its backend know; see `Copier`."""
+    if isinstance(value, keras.Variable):
+        return _copy_variable(copy, value)
+    if isinstance(value, keras.layers.Layer):
+        return (_copy_graph if has_graph(value) else _copy)(copy, value)
+    if isinstance(value, keras.Operation):
+        return copy_operation(value)
+    if isinstance(value, (keras.KerasTensor, keras.DTypePolicy)):
+        return value
+    if isinstance(value, Tracker):
+        return _copy_tracker(copy, value)
+    if isinstance(value, (TrackedDict, TrackedList, TrackedSet)):
+        return _copy_tracked(copy, value)
+    if isinstance(value, _SILENT) and all(copy(v) is v for v in vars(value).values()):
+        return value
+    if keras.backend.backend() != "torch" and keras.ops.is_tensor(value):
+        return value
+    return _copy_table(value) if _is_table(value) else NotImplemented
+
+
+# What belongs to no layer: a regularizer is the same for all that it is given to.
+_SILENT = (
+    keras.initializers.Initializer,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+)
+# What a layer has for the graph that it stands in, and for its last call.
+_LEFT_BEHIND: dict[str, Callable] = {
+    "_inbound_nodes": list,
+    "_outbound_nodes": list,
+    "_losses": list,
+    "_loss_ids": set,
+}
+# What `compile` and `fit` give to a model.
+_COMPILED = {"compiled": False} | dict.fromkeys(
+    *[("optimizer", "loss", "_compile_loss", "_compile_metrics", "_loss_tracker")]
+    + [("train_function", "test_function", "predict_function", "_compile_config")]
+)
+
+
+def _copy(copy: Copier, layer):
+    """A layer that is no functional or sequential model, with all that it holds."""
+    new = _blank(type(layer))
+    copy.note(layer, new)
+    # Keras wraps `build` for each layer, and the wrapper builds that layer.
+    wrapped = {name for name in ("build", "quantize") if name in vars(new)}
+    for variable in layer.variables:
+        copy(variable)
+    _copy_attributes(copy, layer, new, vars(layer).keys() - wrapped)
+    return new
+
+
+def _copy_attributes(copy: Copier, layer, new, names) -> None:
+    for name in [name for name in vars(layer) if name in names]:
+        if name in _LEFT_BEHIND:
+            value = _LEFT_BEHIND[name]()
+        elif name in _COMPILED and isinstance(layer, keras.Model):
+            value = _COMPILED[name]
+        elif name == "backend":  # a stand-in for a module
+            value = layer.backend
+        else:
+            value = copy(vars(layer)[name])
+        object.__setattr__(new, name, value)
+
+
+def _copy_graph(copy: Copier, model):
+    """A functional or sequential model, of copies of its operations.
+
+    Its graph is recorded anew. Of what else it has only what its own class gives
+    it is copied: it is not compiled.
+    """
+    graph = trace(model)
+    inputs = inputs_like(graph)
+    if isinstance(model, keras.Sequential):
+        new = keras.Sequential([*inputs, *map(copy, model.layers)], name=model.name)
+    else:
+        made = replay(graph, inputs, lambda node, a, k: copy(node.op)(*a, **k))
+        new = keras.Model(*made, name=model.name)
+    own = vars(model).keys() - vars(new).keys() - _COMPILED.keys()
+    kept = {name for name in vars(new) if name.startswith(("_call", "call_"))}
+    new.__class__ = type(model)
+    copy.note(model, new)
+    kept |= {"_dtype_policy", "_trainable", "_supports_masking"} | (own & {"call"})
+    _copy_attributes(copy, model, new, kept)
+    for name in own - kept:  # by the ways of Keras, which keeps track of layers
+        setattr(new, name, copy(vars(model)[name]))
+    return new
+
+
+def _copy_tracker(copy: Copier, tracker):
+    """What a layer keeps track of by the ids of its variables and layers."""
+    new = object.__new__(type(tracker))
+    copy.note(tracker, new)
+    vars(new).update((key, copy(value)) for key, value in vars(tracker).items())
+    new.stored_ids = {
+        name: {id(value) for value in store} for name, (_, store) in new.config.items()
+    }
+    return new
+
+
+def _copy_tracked(copy: Copier, value):
+    """A collection that tells a tracker of what is added to it."""
+    parts = value.items() if isinstance(value, dict) else value
+    new = type(value)([copy(part) for part in parts])
+    new.tracker = copy(value.tracker)
+    return new
+
+
+def _is_table(value) -> bool:
+    """Whether a value is a resource of TensorFlow's, such as a lookup table."""
+    return any(cls.__name__ == "CapturableResource" for cls in type(value).__mro__)
+
+
+def _copy_table(table):
+    """A table of its own if it can be written to; any other is shared."""
+    import tensorflow as tf
+
+    if not isinstance(table, tf.lookup.experimental.MutableHashTable):
+        return table
+    keys, values = table.export()
+    new = tf.lookup.experimental.MutableHashTable(
+        table.key_dtype, table.value_dtype, default_value=table._default_value
+    )
+    new.insert(keys, values)
+    return new
 
 
 def _blank(cls):
@@ -332,16 +537,21 @@ def _blank(cls):
         return object.__new__(cls)
 
 
-def _copy_variable(variable):
+def _copy_variable(copy: Copier, variable):
     fresh = keras.Variable(
         keras.ops.convert_to_numpy(variable),
         trainable=variable.trainable,
         dtype=variable.dtype,
+        autocast=variable._autocast,
+        aggregation=variable.aggregation,
         name=variable.name,
     )
     fresh._path = variable._path
-    for name in ("regularizer", "constraint"):
-        setattr(fresh, name, getattr(variable, name, None))
+    copy.note(variable, fresh)
+    copy.note(variable.value, fresh.value)  # PyTorch's layers list these
+    for name in ("regularizer", "constraint", "overwrite_with_gradient"):
+        if hasattr(variable, name):
+            setattr(fresh, name, copy(getattr(variable, name)))
     return fresh
 
 

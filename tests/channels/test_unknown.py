@@ -532,7 +532,7 @@ def test_a_layer_whose_method_was_replaced_is_a_barrier():
     mine = SameConv(8, name="mine")
     mine.call = lambda x: ops.flip(SameConv.call(mine, x), -1)
     (barrier,) = filterprune.analyze(model_with(mine)).barriers
-    assert "`call` of this SameConv (a Conv2D) was replaced" in barrier
+    assert "`call` of this SameConv was replaced" in barrier
 
 
 def test_what_a_subclass_may_have_of_its_own():

@@ -8,7 +8,7 @@ from exactness import assert_close, randomise, to_numpy
 from keras import layers
 
 import filterprune
-from filterprune.rebuilding import copy_layer
+from filterprune.channels.remaking import remake
 
 CASES = {
     "multi-head": lambda **kw: layers.MultiHeadAttention(3, 4, **kw),
@@ -137,6 +137,6 @@ def test_flash_attention_that_is_asked_for_stays(name):
     """It is called on some accelerators only, and Keras leaves it out of configs."""
     layer = CASES[name](flash_attention=True)
     assert filterprune.wrap(layer).layer._flash_attention is True
-    smaller = copy_layer(layer, name="smaller")
+    smaller = remake(layer, name="smaller")
     assert smaller._flash_attention is True
-    assert not copy_layer(CASES[name]())._flash_attention
+    assert not remake(CASES[name]())._flash_attention

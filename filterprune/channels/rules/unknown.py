@@ -29,6 +29,7 @@ def unknown(layer, *args, **kwargs):
     found = probe(layer, _without_mask(layer, call.node), axis, call.training)
     if found.reason is not None:
         return barrier(f"{_NO_RULE}, and {found.reason}")
+    call.flow.binding(call).whole = found.whole
     specs = {
         f"#{number}": " ".join(
             "in" if i == place else "_" for i in range(len(layer.weights[number].shape))
