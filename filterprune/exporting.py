@@ -75,8 +75,8 @@ class Export:
         bytes: how large it is, files beside it included.
         runtime: what it was checked with; `None` if it was not.
         difference: the largest difference between an output there and one of the
-            Keras model, relative to the largest value; `None` if it was not
-            checked.
+            Keras model, relative to the largest value of a channel; `None` if it was
+            not checked.
     """
 
     path: pathlib.Path
@@ -214,7 +214,8 @@ def _convert(model, path: pathlib.Path, format: str) -> None:
 def _check(model, path: pathlib.Path, format: str):
     try:
         with _quiet():
-            found = compare(model, Exported(path, format, model))
+            inputs = fitting_inputs(model)
+            found = compare(model, Exported(path, format, model), inputs)
     except Exception as error:  # runtimes have exceptions of their own
         reason = one_line(error) or type(error).__name__
         raise RuntimeError(
@@ -224,7 +225,7 @@ def _check(model, path: pathlib.Path, format: str):
     if not found.same:
         raise VerificationError(
             f"In {RUNTIMES[format].name} the outputs of '{model.name}' differ by "
-            f"{found.difference:.2g} of the largest value (allowed: "
+            f"{found.difference:.2g} of the largest value of a channel (allowed: "
             f"{found.tolerance:.0e}). The converter to {format!r} is wrong for one "
             "of its layers. Nothing was written."
         )

@@ -31,7 +31,7 @@ def test_an_error_in_a_channel_of_small_numbers_is_seen():
         kernel = other.get_layer("small").kernel
         kernel.assign(1.4 * kernel)
 
-    assert compare(model, changed(model, spoil)).difference > 0.1
+    assert not compare(model, changed(model, spoil)).same
     assert compare(model, changed(model, lambda other: None)).difference == 0
 
 
@@ -44,8 +44,7 @@ def test_what_cancels_out_is_rounding():
         whole = ops.sum(x * x, -1, keepdims=True)
         return keras.Model(x, sum(sums)[:, None] - whole)
 
-    found = compare(build(1), build(7))
-    assert found.same
+    assert compare(build(3), build(7)).same
 
 
 @pytest.mark.parametrize("least, halvings", [(382, 7), (1, 0)])
@@ -94,14 +93,16 @@ class OnlyEven(layers.Layer):
         self.width = float(input_shape[-1])
 
     def call(self, x, training=None):
-        shape = ops.shape(x)
         wrong = {
-            "odd size": shape[1] % 2 == 1,
-            "large numbers": ops.max(ops.abs(x)) > 200,
-            "many samples": shape[0] > 2,
+            "odd size": x.shape[1] % 2 == 1,
+            "large numbers": float(ops.max(ops.abs(x))) > 200,
+            "many samples": x.shape[0] > 2,
             "training": bool(training),
         }[self.kind]
-        return ops.where(wrong, x / self.width, x)
+        return x / self.width if wrong else x
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
     def get_config(self):
         return {**super().get_config(), "kind": self.kind}
@@ -111,7 +112,10 @@ class OnlyEven(layers.Layer):
 def test_sizes_scales_and_numbers_of_samples_are_tried(kind):
     model, other = (
         randomise(keras.Sequential([keras.Input((None, None, 3)), *inner]))
-        for inner in ([layers.Conv2D(4, 1)], [layers.Conv2D(4, 1), OnlyEven(kind)])
+        for inner in (
+            [layers.Conv2D(4, 1, name="first")],
+            [layers.Conv2D(4, 1, name="first"), OnlyEven(kind)],
+        )
     )
     other.set_weights(model.get_weights())
     assert not compare(model, other).same
@@ -123,8 +127,8 @@ def test_training_mode_is_tried():
     model, other = (
         randomise(keras.Sequential([keras.Input((8, 8, 3)), *inner]))
         for inner in (
-            [layers.Conv2D(4, 1)],
-            [layers.Conv2D(4, 1), OnlyEven("training")],
+            [layers.Conv2D(4, 1, name="first")],
+            [layers.Conv2D(4, 1, name="first"), OnlyEven("training")],
         )
     )
     other.set_weights(model.get_weights())

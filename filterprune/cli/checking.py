@@ -44,8 +44,8 @@ def add_verbs(verbs) -> None:
         "--tolerance",
         type=positive,
         metavar="T",
-        help="the largest difference to allow, relative to the largest output "
-        "(default: what rounding may do in the dtypes of the model)",
+        help="the largest difference to allow, relative to the largest value "
+        "of a channel (default: what rounding may do in the dtypes of the model)",
     )
     add_generated(parser, batch_size=2)
     add_json(parser)
@@ -101,7 +101,7 @@ def _verify(args) -> int:
     word = "the same" if found.same else "NOT the same"
     out.say(
         f"{word}: the largest difference is {found.difference:.2g} of the largest "
-        f"output (allowed: {found.tolerance:.0e}; {samples} samples)"
+        f"value of a channel (allowed: {found.tolerance:.0e}; {samples} samples)"
     )
     out.figures(
         expected=args.expected,

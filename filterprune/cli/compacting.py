@@ -87,7 +87,7 @@ def finish(out: Output, args, masked, before, save_masked=None, **figures) -> No
         out.say(not_counted(report))
     out.say(
         f"Largest difference from the model with gates: {found.difference:.1e} of the "
-        f"largest output (allowed: {found.tolerance:.0e})"
+        f"largest value of a channel (allowed: {found.tolerance:.0e})"
     )
     for path in filter(None, (save_masked, args.output)):
         out.say(f"Saved {path}")

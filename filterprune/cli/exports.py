@@ -64,7 +64,7 @@ def _export(args) -> int:
     if made.runtime is not None:
         out.say(
             f"Largest difference in {made.runtime}: {made.difference:.1e} of the "
-            "largest output"
+            "largest value of a channel"
         )
     elif not args.no_verify:
         package = RUNTIMES[args.to].packages[0].replace("_", "-")
