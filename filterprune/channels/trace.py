@@ -524,12 +524,10 @@ def _is_table(value) -> bool:
 
 def _copy_table(table):
     """A table of its own if it can be written to; any other is shared."""
-    import tensorflow as tf
-
-    if not isinstance(table, tf.lookup.experimental.MutableHashTable):
+    if type(table).__name__ != "MutableHashTable":
         return table
     keys, values = table.export()
-    new = tf.lookup.experimental.MutableHashTable(
+    new = type(table)(
         table.key_dtype, table.value_dtype, default_value=table._default_value
     )
     new.insert(keys, values)
