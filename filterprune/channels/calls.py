@@ -351,12 +351,11 @@ class Flow:
 
     def gate_path(self, call: Call) -> str:
         """The path of a gate behind an operation: a layer that is added for it."""
-        (names,) = [
-            graph.names
-            for graph in self.graphs.values()
-            if any(node is call.node for node in graph.nodes)
-        ]
-        prefix = call.path.removesuffix(call.op.name)
+        names: set[str] = set()
+        for graph in self.graphs.values():
+            if any(node is call.node for node in graph.nodes):
+                names |= graph.names
+        prefix = call.path.removesuffix(call.layer.name)
         return prefix + free_name(f"{call.layer.name}_gate", names)
 
     def pinned(self, shape, reason: str) -> Channels:

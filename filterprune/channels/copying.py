@@ -26,6 +26,10 @@ _LOCKS: dict[type, Callable] = {
 }
 
 
+class CannotCopy(Exception):
+    """Raised for what may not be shared: what `special` knows and fails at."""
+
+
 class Copier:
     """Copies objects that refer to each other, each of them once.
 
@@ -45,9 +49,16 @@ class Copier:
             return value
         if id(value) not in self._copies:
             try:
-                new = self._copy(value)
-            except Exception:
-                new = value
+                new = self._special(self, value)
+            except Exception as error:
+                raise CannotCopy(f"{type(value).__name__}: {error}") from error
+            if new is NotImplemented:
+                try:
+                    new = self._copy(value)
+                except CannotCopy:
+                    raise
+                except Exception:
+                    new = value
             self.note(value, new)
         return self._copies[id(value)]
 
@@ -60,9 +71,6 @@ class Copier:
         self._originals.append(value)
 
     def _copy(self, value):
-        new = self._special(self, value)
-        if new is not NotImplemented:
-            return new
         kind = type(value)
         if kind in _LOCKS:
             return _LOCKS[kind]()

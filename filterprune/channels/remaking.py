@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from filterprune.channels.likeness import likeness, likeness_of_arguments
 from filterprune.channels.registry import known_type
 from filterprune.channels.trace import (
     Node,
@@ -103,14 +104,19 @@ def why_not_remade(layer, node: Node, sizes) -> str | None:
         reason = _why_not_resized(layer, sizes)
         if reason is not None:
             return reason
-    known = _FOUND.setdefault(layer, {})
-    key = tuple(tuple(tensor.shape) for tensor in node.inputs)
+    alike, tells_all = likeness(layer)
+    arguments, tell_all = likeness_of_arguments(node)
+    weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
+    key = (alike, weights, arguments)
+    known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
         known[key] = _why_not_alike(layer, node)
     return known[key]
 
 
-_FOUND: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_FOUND: dict[tuple, str | None] = {}
+# What was found of layers of which nothing tells that another is alike.
+_FOUND_OF: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _why_not_resized(layer, sizes) -> str | None:

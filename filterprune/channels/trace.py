@@ -6,7 +6,7 @@ its `_nodes_by_depth`, `_inputs_struct` and `_outputs_struct`, the `Node`s in
 it (`operation`, `arguments`, `input_tensors`, `outputs`, `is_input`),
 `Sequential._functional`, `KerasTensor._keras_history`, `Operation._inbound_nodes`
 and `_outbound_nodes`, `Layer._flatten_layers`, `Variable._path` and
-`_autocast`, `Tracker` and what it tracks, `Operation._auto_config`,
+`_autocast`, `Tracker` and what it tracks, `DynamicBackend`, `Operation._auto_config`,
 `get_keras_mask`, `_fn` of metrics made of a function, `_flash_attention` of
 attention layers, and the attributes that `copy_object` leaves behind.
 `tests/channels/test_trace.py` fails loudly when Keras changes one of them.
@@ -23,6 +23,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras.src.backend import get_keras_mask
+from keras.src.utils.backend_utils import DynamicBackend
 from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedSet, Tracker
 
 from filterprune.channels.copying import Copier
@@ -409,7 +410,7 @@ def _copy_special(copy: Copier, value):
         return (_copy_graph if has_graph(value) else _copy)(copy, value)
     if isinstance(value, keras.Operation):
         return copy_operation(value)
-    if isinstance(value, (keras.KerasTensor, keras.DTypePolicy)):
+    if isinstance(value, (keras.KerasTensor, keras.DTypePolicy, DynamicBackend)):
         return value
     if isinstance(value, Tracker):
         return _copy_tracker(copy, value)
@@ -436,10 +437,18 @@ _LEFT_BEHIND: dict[str, Callable] = {
     "_loss_ids": set,
 }
 # What `compile` and `fit` give to a model.
-_COMPILED = {"compiled": False} | dict.fromkeys(
-    *[("optimizer", "loss", "_compile_loss", "_compile_metrics", "_loss_tracker")]
-    + [("train_function", "test_function", "predict_function", "_compile_config")]
-)
+_COMPILED: dict[str, Any] = {
+    "compiled": False,
+    "loss": None,
+    "optimizer": None,
+    "train_function": None,
+    "test_function": None,
+    "predict_function": None,
+    "_compile_config": None,
+    "_compile_loss": None,
+    "_compile_metrics": None,
+    "_loss_tracker": None,
+}
 
 
 def _copy(copy: Copier, layer):
@@ -460,8 +469,6 @@ def _copy_attributes(copy: Copier, layer, new, names) -> None:
             value = _LEFT_BEHIND[name]()
         elif name in _COMPILED and isinstance(layer, keras.Model):
             value = _COMPILED[name]
-        elif name == "backend":  # a stand-in for a module
-            value = layer.backend
         else:
             value = copy(vars(layer)[name])
         object.__setattr__(new, name, value)
@@ -478,7 +485,7 @@ def _copy_graph(copy: Copier, model):
     if isinstance(model, keras.Sequential):
         new = keras.Sequential([*inputs, *map(copy, model.layers)], name=model.name)
     else:
-        made = replay(graph, inputs, lambda node, a, k: copy(node.op)(*a, **k))
+        made = replay(graph, inputs, lambda *call: _call_copy(copy, *call))
         new = keras.Model(*made, name=model.name)
     own = vars(model).keys() - vars(new).keys() - _COMPILED.keys()
     kept = {name for name in vars(new) if name.startswith(("_call", "call_"))}
@@ -489,6 +496,11 @@ def _copy_graph(copy: Copier, model):
     for name in own - kept:  # by the ways of Keras, which keeps track of layers
         setattr(new, name, copy(vars(model)[name]))
     return new
+
+
+def _call_copy(copy: Copier, node: Node, args, kwargs):
+    op = copy(node.op)
+    return op(*args, **(without_mask(op, kwargs) if is_layer(op) else kwargs))
 
 
 def _copy_tracker(copy: Copier, tracker):
@@ -517,12 +529,10 @@ def _is_table(value) -> bool:
 
 def _copy_table(table):
     """A table of its own if it can be written to; any other is shared."""
-    import tensorflow as tf
-
-    if not isinstance(table, tf.lookup.experimental.MutableHashTable):
+    if type(table).__name__ != "MutableHashTable":
         return table
     keys, values = table.export()
-    new = tf.lookup.experimental.MutableHashTable(
+    new = type(table)(
         table.key_dtype, table.value_dtype, default_value=table._default_value
     )
     new.insert(keys, values)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from filterprune.channels import trace as trace_module
 from filterprune.channels.trace import (
     adafactor_factors,
     check_model,
@@ -148,3 +149,28 @@ def test_the_widths_of_a_layer_are_those_of_all_its_calls():
         relu(keras.Input(shape))
     assert widths_of(relu, -1) == {6, 8}
     assert widths_of(relu, 1) == {3, 4}
+
+
+def test_attributes_that_copies_leave_behind_are_there():
+    """Those of the graph, of the last call, and of `compile` and `fit`."""
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(2)(x))
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((2, 4)), np.zeros((2, 2)), verbose=0)
+    model.predict(np.zeros((2, 4)), verbose=0)
+    model.evaluate(np.zeros((2, 4)), np.zeros((2, 2)), verbose=0)
+    assert trace_module._LEFT_BEHIND.keys() <= vars(model.layers[-1]).keys()
+    assert trace_module._COMPILED.keys() - {"optimizer"} <= vars(model).keys()
+
+
+def test_a_copy_tracks_what_it_is_given():
+    """Keras tells by their ids which variables and layers it knows already."""
+    layer = layers.Dense(2)
+    layer.build((None, 4))
+    layer.parts = [layers.Dense(1)]
+    copied = copy_object(layer)
+    copied.again = copied.kernel
+    assert len(copied.weights) == 2
+    copied.parts.append(layers.Dense(3))
+    copied.parts[-1].build((None, 4))
+    assert len(copied.weights) == 4 and len(layer.weights) == 2
