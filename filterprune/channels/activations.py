@@ -89,8 +89,7 @@ def examine(function, shape=()) -> ActivationFacts:
     seen = np.zeros(numbers.size, bool)
     elementwise = keeps_zero = True
     for sizes in _sizes(shape):
-        first = rng.integers(numbers.size)
-        places = (np.arange(np.prod(sizes)) + first).reshape(sizes) % numbers.size
+        places = rng.integers(0, numbers.size, sizes)
         result = run(numbers[places])
         if result.shape != sizes:  # such as `glu`, which halves the channels
             return ActivationFacts(name, elementwise=False, keeps_zero=False)

@@ -714,10 +714,10 @@ MIXING = [
     LargeWeights,
     SoftClip,
     PositiveInputs,
-    LargeBatch,
     AtTheBorder,
 ]
 OTHERS = [
+    (LargeBatch, "depends on the others"),
     (SmallInputs, "depends on the others"),
     (OneSample, "depends on the others"),
     (OverSamples, "depends on the others"),
