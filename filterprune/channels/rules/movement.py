@@ -52,7 +52,10 @@ def repeat(op, x):
 
     def repeats(survivors, output):
         kept = survivors.along(x, op.axis)
-        return op.repeats if kept is None else np.compress(kept, op.repeats).tolist()
+        if kept is None:
+            return op.repeats
+        left = np.compress(kept, op.repeats)
+        return left.tolist() if isinstance(op.repeats, (list, tuple)) else left
 
     resize = {"repeats": repeats} if several else None
     return take(x, run_on_arrays([x]), resize=resize)
