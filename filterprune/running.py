@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from filterprune.channels.trace import is_layer, parts_of
+from filterprune.channels.trace import CALLED, is_layer, parts_of
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def attributes_kept(*ops) -> Iterator[None]:
             for key in own.keys() - values.keys():
                 del own[key]
             for key, value in values.items():
-                if own.get(key, _MISSING) is not value:
+                if own.get(key, _MISSING) is not value and key != CALLED:
                     own[key] = value
             for value, content in contents:
                 _refill(value, content)

@@ -220,6 +220,8 @@ def verify_layer(layer, masked) -> None:
             expected = run(layer)
         except Exception:  # another size may fit, or none
             continue
+        if not masked.built:  # what is built while it runs would be lost with it
+            masked.build_from_config(config)
         received = run(masked)
         worst = max(map(relative_difference, expected, received), default=0.0)
         allowed = TOLERANCES.get(layer.compute_dtype, 1e-3)

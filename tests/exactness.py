@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 import filterprune
+from filterprune.channels.trace import trace
 from filterprune.rebuilding import states_of
 from filterprune.selection import Selector
 from filterprune.verification import relative_difference
@@ -189,8 +190,7 @@ def _inputs(model, batch_size, size, seed):
             values *= scales.reshape(-1, *[1] * len(shape))
         return keras.ops.cast(values, tensor.dtype)
 
-    struct = model.input if isinstance(model.input, dict) else list(model.inputs)
-    return keras.tree.map_structure(draw, struct)
+    return keras.tree.map_structure(draw, trace(model).input_struct)
 
 
 def check_exact(masked, limit=None, verify=True, **kwargs):

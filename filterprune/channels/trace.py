@@ -28,6 +28,9 @@ from keras.src.utils.tracking import TrackedDict, TrackedList, TrackedSet, Track
 
 from filterprune.channels.copying import Copier
 
+# Where a layer notes that it was called: Keras exports no ONNX of a model that was not.
+CALLED = "_called"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:

@@ -7,6 +7,7 @@ from keras import layers
 
 from filterprune.channels import trace as trace_module
 from filterprune.channels.trace import (
+    CALLED,
     adafactor_factors,
     check_model,
     copy_object,
@@ -161,6 +162,14 @@ def test_attributes_that_copies_leave_behind_are_there():
     model.evaluate(np.zeros((2, 4)), np.zeros((2, 2)), verbose=0)
     assert trace_module._LEFT_BEHIND.keys() <= vars(model.layers[-1]).keys()
     assert trace_module._COMPILED.keys() - {"optimizer"} <= vars(model).keys()
+
+
+def test_a_layer_notes_that_it_was_called():
+    layer = layers.Dense(2)
+    layer.build((None, 4))
+    assert vars(layer)[CALLED] is False
+    layer(np.zeros((1, 4)))
+    assert vars(layer)[CALLED] is True
 
 
 def test_a_copy_tracks_what_it_is_given():
