@@ -338,7 +338,11 @@ def _is_random(subject, points) -> str | None:
     if _differ(first, second).any():
         return "unseeded"
     later = subject.run(many, training=True, again=True)
-    return "seeded" if _differ(first, later).any() else None
+    if not _differ(first, later).any():
+        return None
+    repeated = (subject.run(many, training=True, again=True) for _ in range(_TRIES))
+    rare = any(_differ(later, other).any() for other in repeated)
+    return "unseeded" if rare else "seeded"
 
 
 def _groups(count: int, rng, bits: int | None) -> list[np.ndarray]:
@@ -381,13 +385,13 @@ def _check_channels(subject, points, weights, mode, rng, bits=None) -> _Trial:
             continue
         # Rounding depends on the place of a sample among others: one by one then.
         for number in range(len(base)):
-            alone = [
+            one, other = (
                 _checked(
                     subject, [a[number : number + 1] for a in given], weights, mode
                 )
                 for given in (points, arrays)
-            ]
-            if _leak(subject, *alone, chosen) and _leak(
+            )
+            if _leak(subject, one, other, chosen) and _leak(
                 subject, base[[number]], result[[number]], chosen
             ):
                 raise _Refused("it mixes channels")
@@ -407,8 +411,9 @@ def _checked(subject, points, weights, mode) -> np.ndarray:
 
 def _leak(subject, base, result, chosen) -> bool:
     """Whether channels that are not among those chosen differ."""
-    left = [np.compress(~chosen, array, subject.axis) for array in (base, result)]
-    return not np.array_equal(*left) and bool(_differ(*left).any())
+    one = np.compress(~chosen, base, subject.axis)
+    other = np.compress(~chosen, result, subject.axis)
+    return not np.array_equal(one, other) and bool(_differ(one, other).any())
 
 
 def _check_batches(subject, trial) -> None:

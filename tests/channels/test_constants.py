@@ -131,7 +131,7 @@ def both(function, open_sizes=PRUNED):
 
 OPERATIONS = {
     "Concatenate": two(
-        (lambda y: ops.concatenate([y, ops.relu(y)], axis=1), PRUNED),
+        (lambda y: ops.concatenate([y, ops.relu(y)], axis=1), NEVER_OPEN),
         (lambda y: ops.concatenate([y, y + 1.0], axis=1), STAYS),
     ),
     "Hstack": both(ops.hstack, NEVER_OPEN),
