@@ -8,6 +8,7 @@ import numpy as np
 
 from filterprune.channels.binding import bind_constants
 from filterprune.channels.calls import current
+from filterprune.channels.constants import spread
 from filterprune.channels.joining import constant, join
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation
@@ -98,16 +99,32 @@ def _known(function):
 
 @operation("Add")
 def add(op, x1, x2):
-    if is_taken_for_bias(x2):
-        call = current()
-        zeros = np.zeros([size or 1 for size in x1.shape], "float32")
-        found = call.move(keras.ops.convert_to_tensor(zeros))
-        found = keras.ops.convert_to_numpy(found)
-        if not np.allclose(found, np.broadcast_to(x2, found.shape)):
-            barrier("Keras adds its constant along another axis than the constant's")
-        # There may be as many channels left as the vector has entries.
-        call.flow.binding(call).rewrite = lambda _, args, kwargs: (args[::-1], kwargs)
-    return join(operands(x1, x2), _known(np.add))
+    return join(operands(x1, _as_added(x1, x2)), _known(np.add))
+
+
+def _as_added(x, value):
+    """A vector along the axis along which Keras adds it.
+
+    Once channels are gone it stands in front, and is never taken for a bias: there
+    may be as many channels left as the vector has entries.
+    """
+    if not is_taken_for_bias(value):
+        return value
+    call = current()
+    zeros = np.zeros([size or 1 for size in x.shape], "float32")
+    found = keras.ops.convert_to_numpy(call.move(keras.ops.convert_to_tensor(zeros)))
+    vector = np.ravel(value)
+    own = x.ndim - np.ndim(value) + int(np.argmax(np.shape(value)))
+    for axis in (own, 1, x.ndim - 1):
+        moved = spread(vector, x.ndim, axis)
+        fits = found.shape[axis] == vector.size
+        if fits and np.allclose(found, np.broadcast_to(moved, found.shape)):
+            break
+    if axis != own and max(x.labels.shape[axis], x.labels.shape[own]) > 1:
+        barrier("Keras adds its constant along another axis than the constant's")
+    given = value if axis == own else moved
+    call.flow.binding(call).rewrite = lambda _, args, kwargs: ((given, args[0]), kwargs)
+    return given
 
 
 for _name, _function in _JOINS.items():
