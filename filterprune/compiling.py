@@ -8,8 +8,7 @@ import numpy as np
 
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import adafactor_factors, metric_functions
-from filterprune.errors import warn
-from filterprune.wording import one_line
+from filterprune.errors import one_line, warn
 
 # How Keras names the moving average of a weight (`use_ema`), behind its path.
 AVERAGE = "_average"

@@ -151,7 +151,7 @@ class _Lesson:
             for distance, *rest in zip(self.losses, wanted, given, weights, strict=True)
         )
         # Regularisation is in `loss`, and is not to be scaled.
-        mean = _Mean()
+        mean = _Mean(name="mean")
         added = sum(mean(extra, keras.ops.sum(extra)) for extra in self.student.losses)
         return (1 - self.alpha) * loss + self.alpha * (soft + added)
 

@@ -17,7 +17,7 @@ from filterprune.channels.trace import (
     trace,
 )
 from filterprune.compiling import recompile
-from filterprune.errors import warn
+from filterprune.errors import one_line, warn
 from filterprune.inlining import (
     TOLERANCE,
     Trial,
@@ -26,7 +26,6 @@ from filterprune.inlining import (
 )
 from filterprune.rebuilding import Rebuilder, copy_whole
 from filterprune.verification import is_same
-from filterprune.wording import one_line
 
 
 def expand(model, layers=()):

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import keras
 
 from filterprune.channels.trace import check_model, parts_of
-from filterprune.errors import VerificationError
+from filterprune.errors import VerificationError, one_line
 from filterprune.files import check_target, replacing
 from filterprune.gates import is_masked
 from filterprune.recovery import state_kept
 from filterprune.runtimes import RUNTIMES, Exported
+from filterprune.suggestions import did_you_mean
 from filterprune.verification import compare, fitting_inputs
-from filterprune.wording import did_you_mean, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ def check_path(path, format, overwrite=False) -> None:
     if format not in FORMATS:
         raise ValueError(
             f"Expected `format` to be one of {list(FORMATS)}. "
-            f"Received: format={format!r}.{did_you_mean(format, FORMATS)}"
+            f"Received: format={format!r}.{did_you_mean(format, FORMATS, 'format')}"
         )
     how = _FORMATS[format]
     if how.suffix and pathlib.Path(path).suffix != how.suffix:

@@ -109,6 +109,7 @@ def state_kept(model, but: Container[int] = ()) -> Iterator[None]:
     """
     layers = [model, *parts_of(model)]
     kept = [*model.variables, *(v for layer in layers for v in states_of(layer))]
+    kept += [v for metric in model.metrics for v in metric.variables]
     before = [(v, np.array(keras.ops.convert_to_numpy(v))) for v in kept]
     try:
         with attributes_kept(model):

@@ -11,9 +11,9 @@ from typing import Any
 
 import keras
 
+from filterprune.errors import one_line
 from filterprune.files import replacing
 from filterprune.origin import Origin
-from filterprune.wording import one_line
 
 # Which weights there are, in the order in which they are loaded.
 STATE = "filterprune.json"

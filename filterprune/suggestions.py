@@ -47,6 +47,35 @@ _VALUES = {
         "up": "up ceil ceiling above",
         "down": "down floor below",
     },
+    "format": {
+        "litert": "tflite tensorflowlite lite",
+        "saved_model": "tf tensorflow pb tfsavedmodel savedmodel serving",
+        "openvino": "ir vino xml openvinoir",
+        "onnx": "onnxruntime ort",
+    },
+    # Behind the name of an option may be an example of its value.
+    "option": {
+        "--remove": "amount pruningratio pruningrate pruneratio ratio rate sparsity "
+        "finalsparsity targetsparsity chsparsity pruningamount percent "
+        "percentage fraction prune",
+        "--target macs --budget 5e8": "flops macs maxflops maxmacs targetflops",
+        "--target params --budget 1e6": "params parameters maxparams targetparams",
+        "--target latency --budget 0.01": "latency maxlatency seconds",
+        "--criterion": "importance metric method norm score pruner algorithm strategy",
+        "--scope": "global globalpruning local layerwise isomorphic",
+        "--exclude": "ignore ignoredlayers ignorelayers skip skiplayers",
+        "--round-to": "divisor multiple align channelroundto",
+        "--min-filters": "minchannels minwidth",
+        "--max-sparsity": "maxpruningratio maxamount maxratio maxchsparsity",
+        "--output": "out save savepath outfile destination exportpath",
+        "--to": "format targetformat fmt",
+        "--overwrite": "force yes replace",
+        "--data": "dataset calibration calibrationdata images",
+        "--batch-size": "bs batch",
+        "--import": "customobjects module",
+        "--tolerance": "atol rtol tol",
+        "--repeats": "runs iterations trials numruns",
+    },
 }
 # Names of arguments elsewhere, and here: the first that a function takes.
 _KEYWORDS = {
@@ -93,7 +122,7 @@ def _plain(name) -> str:
 
 
 def did_you_mean(given, known: Iterable[str], what: str = "") -> str:
-    """A sentence for the end of a message: ` Did you mean "macs"?`, or nothing.
+    """A sentence for the end of a message: ` Did you mean 'macs'?`, or nothing.
 
     Args:
         given: what was received; only a string can be meant otherwise.
@@ -105,14 +134,14 @@ def did_you_mean(given, known: Iterable[str], what: str = "") -> str:
     known, plain = list(known), _plain(given)
     found = [name for name in known if _plain(name) == plain]
     for name, others in _VALUES.get(what, {}).items():
-        if name in known and plain in others.split():
+        if name.split(" ")[0] in known and plain in others.split():
             found.append(name)
     names = {_plain(name): name for name in known}
     found += [names[key] for key in difflib.get_close_matches(plain, names, n=1)]
     if not found:
         return ""
     more = " One multiply-accumulate (MAC) is two FLOPs." if "flop" in plain else ""
-    return f' Did you mean "{found[0]}"?{more}'
+    return f" Did you mean '{found[0]}'?{more}"
 
 
 def as_fraction(value) -> str:

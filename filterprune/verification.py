@@ -359,6 +359,7 @@ def _run_at_some_size(model, samples: int, but=None) -> tuple[Run, tuple]:
     known = _SIZES_OF.setdefault(model, [])
     rest = [size for size in sizes_to_try(model) if size not in known]
     first, tried = but is None, 0
+    empty = None
     for size in [*known, *rest]:
         if size == but:
             continue
@@ -372,9 +373,14 @@ def _run_at_some_size(model, samples: int, but=None) -> tuple[Run, tuple]:
         except Exception as error:
             reason = error
             continue
+        if not all(np.isfinite(output).any() for output in run.outputs):
+            empty = empty or (run, size)  # of maps of no pixels, or of any
+            continue
         if size not in known:
             known.append(size)
         return run, size
+    if first and empty is not None:
+        return empty
     if but is not None and but in known:
         inputs = _generate(model, samples, but)
         return Run(inputs, False, _outputs(model, inputs, False)), but

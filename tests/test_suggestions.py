@@ -48,7 +48,7 @@ def masked():
 
 @pytest.mark.parametrize(("given", "meant"), VALUES, ids=str)
 def test_values(masked, given, meant):
-    with pytest.raises(ValueError, match=f'Did you mean "{meant}"'):
+    with pytest.raises(ValueError, match=f"Did you mean '{meant}'"):
         filterprune.prune(masked, 0.5, **given)
 
 

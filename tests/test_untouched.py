@@ -155,6 +155,7 @@ MASKED = {
 # What trains, prunes or recalibrates the model that it is given, on purpose, or is
 # given none; `prune` and `recalibrate` are below.
 ON_PURPOSE = {
+    "AfterPruning",
     "FilterPruningCallback",
     "GroupLasso",
     "GroupWeightDecay",

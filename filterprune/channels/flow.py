@@ -43,8 +43,8 @@ from filterprune.channels.trace import (
     trace,
     without_mask,
 )
+from filterprune.errors import one_line
 from filterprune.running import attributes_kept
-from filterprune.wording import one_line
 
 
 def flow(model) -> Flow:

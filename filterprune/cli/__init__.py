@@ -16,8 +16,8 @@ from filterprune.cli import (
 )
 from filterprune.cli.arguments import Parser
 from filterprune.cli.output import FAILED, INTERRUPTED, USAGE, Failed, Refused
+from filterprune.errors import one_line
 from filterprune.version import __version__
-from filterprune.wording import one_line
 
 _FAMILIES = (
     looking,

@@ -5,7 +5,7 @@ import math
 import sys
 import textwrap
 
-from filterprune.wording import did_you_mean
+from filterprune.suggestions import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,14 +18,17 @@ class Parser(argparse.ArgumentParser):
             if name == "--" or (self._subparsers and not name.startswith("-")):
                 break  # what follows is no option, or one of the verb's
             if name.startswith("--") and not any(o.startswith(name) for o in known):
-                self.error(f"unrecognized option {name}.{did_you_mean(name, known)}")
+                self.error(
+                    f"unrecognized option {name}.{did_you_mean(name, known, 'option')}"
+                )
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action, value):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += did_you_mean(value, action.choices)
+            what = "format" if action.dest == "to" else action.dest
+            error.message += did_you_mean(value, action.choices, what)
             raise
 
 

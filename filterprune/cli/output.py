@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from filterprune.wording import one_line
+from filterprune.errors import one_line
 
 # Exit codes beyond 0; 2 is what argparse uses, 130 what shells do on Ctrl-C.
 FAILED = 1
