@@ -342,6 +342,10 @@ def run_expected(
             for mode in ([False, True] if training else [False])
         ]
     many, alone, trained = _samples(model, share)
+    if not any(None in tensor.shape[1:] for tensor in model.inputs):
+        alone = 0  # there is no other size to try
+    if not any(takes_training(node.op) for node in _all_nodes(trace(model))):
+        trained = 0  # no layer is told the mode
     first, found = _run_at_some_size(model, many)
     runs = [first]
     if alone:
