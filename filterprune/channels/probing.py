@@ -25,6 +25,7 @@ import numpy as np
 
 from filterprune.channels.constants import open_shapes
 from filterprune.channels.likeness import likeness, likeness_of_arguments
+from filterprune.channels.remaking import config_of, remake
 from filterprune.channels.trace import (
     Node,
     copy_object,
@@ -566,8 +567,8 @@ def _with_fewer(layer, subject, trials, rng) -> Finding:
 def _routes(layer, subject) -> Iterator[Finding]:
     """The ways to make a copy with fewer channels."""
     try:
-        config = layer.get_config()
-        type(layer).from_config(config)
+        config = config_of(layer)
+        remake(layer)
         made = True
     except Exception:
         made = False
@@ -590,8 +591,7 @@ def _made(layer, subject, found: Finding, kept, points) -> "_Subject":
     if found.whole:
         small = copy_object(layer)
     else:
-        config = {**layer.get_config(), **dict.fromkeys(found.config, kept.size)}
-        small = type(layer).from_config(config)
+        small = remake(layer, **dict.fromkeys(found.config, kept.size))
     other = subject.with_fewer(small, kept.size)
     args, kwargs = other.arguments([p[:2] for p in points])
     small(*args, **kwargs)  # builds it
