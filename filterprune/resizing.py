@@ -54,10 +54,19 @@ class Resizer:
             return None
         changes.update(self._changes(call))
         if self._stays(call, binding, changes):
-            new = copy_object(call.op)
-            new.name = op.name
-            return new
-        return remake(call.op, **changes, name=op.name)
+            return self._copied(op, call)
+        try:
+            return remake(call.op, **changes, name=op.name)
+        except Exception:
+            if changes or call.op.weights:
+                raise
+            return self._copied(op, call)  # its own config is none that it takes
+
+    @staticmethod
+    def _copied(op, call: Call):
+        new = copy_object(call.op)
+        new.name = op.name
+        return new
 
     def _stays(self, call: Call, binding: Binding | None, changes: dict) -> bool:
         """Whether nothing of a layer goes: what need not change is not made anew."""

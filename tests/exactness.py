@@ -151,15 +151,20 @@ def difference(masked, small, batch_size=3, size=None, seed=3):
     """
     leaves_open = any(None in tensor.shape[1:] for tensor in masked.inputs)
     sizes = SIZES[: 1 + leaves_open] if size is None else ((size, size),)
-    return max(
-        _difference(masked, small, _inputs(masked, batch_size, size, seed))
-        for size in sizes
-    )
+    return max(_difference(masked, small, batch_size, size, seed) for size in sizes)
 
 
-def _difference(masked, small, inputs):
+def _difference(masked, small, batch_size, size, seed):
+    for count in (batch_size, 2):  # a constant in the net may fix their number
+        inputs = _inputs(masked, count, size, seed)
+        try:
+            outputs = masked(inputs, training=False)
+            break
+        except Exception:
+            if count == 2:
+                raise
     pairs = zip(
-        keras.tree.flatten(masked(inputs, training=False)),
+        keras.tree.flatten(outputs),
         keras.tree.flatten(small(inputs, training=False)),
         strict=True,
     )

@@ -208,7 +208,8 @@ def _share_gates(call: Call) -> None:
     """Let all calls of a layer have the same gates: it has only one of each."""
     calls = call.flow.calls_of.setdefault(id(call.layer), [])
     calls.append(call)
-    if len({tuple(gate.size for gate in one.gates) for one in calls}) > 1:
+    # A call may read what the others make, as an embedding that scores its entries.
+    if len({tuple(gate.size for gate in one.gates) for one in calls if one.gates}) > 1:
         for one in calls:
             one.gates.clear()
     table = call.flow.table
