@@ -461,7 +461,9 @@ def _seconds(node: Node) -> float:
     return 3e-9 * elements + 4e-11 * products
 
 
-def _outputs(model, inputs, training=False, noise: int | None = None) -> list:
+def _outputs(
+    model, inputs, training=False, noise: int | None = None, again: bool = False
+) -> list:
     """A model's outputs, with every generator of random numbers at one state.
 
     Args:
@@ -469,6 +471,8 @@ def _outputs(model, inputs, training=False, noise: int | None = None) -> list:
         inputs: arrays in the structure that it takes.
         training: whether to run it in training mode.
         noise: a seed, to change all floats that it reads in their last bits.
+        again: whether to take the outputs of a second call, for which all generators
+            of random numbers, Keras' own too, have moved on.
     """
     if not is_layer(model):
         return [_array(output) for output in keras.tree.flatten(model(inputs))]
@@ -489,7 +493,8 @@ def _outputs(model, inputs, training=False, noise: int | None = None) -> list:
         inputs = keras.tree.map_structure(shake, inputs)
         values = [(v, shake(v)) for v in model.weights if "float" in v.dtype]
     with undisturbed(model, values=values, seed=1):
-        outputs = model(inputs, training=training)
+        for _ in range(1 + again):
+            outputs = model(inputs, training=training)
     return [_array(output) for output in keras.tree.flatten(outputs)]
 
 
@@ -526,7 +531,8 @@ def _difference(model, other, runs: list[Run], allowed: float) -> Difference:
                 ) from error
         found = _excess(old, new, None)
         if not found <= allowed:
-            again = [_outputs(model, run.inputs, mode) for run in chosen]
+            # In training a layer may draw from a generator that no model lists.
+            again = [_outputs(model, r.inputs, mode, again=mode) for r in chosen]
             if not _by_sample(old, again) <= allowed:
                 return Difference(found, chosen[0], steady=False)
             shaken = [
