@@ -93,7 +93,7 @@ def test_help_of_the_demo_names_every_option(capsys):
     [
         ([], "the following arguments are required: VERB"),
         (["dance"], "invalid choice: 'dance'"),
-        (["demo", "--speed"], "unrecognized arguments: --speed"),
+        (["demo", "--speed"], "unrecognized option --speed"),
         (["demo", "--seed", "one"], "expected an integer from 0 to"),
         (["demo", "--seed", "-1"], "received '-1'"),
         (["demo", "--seed", str(2**32)], f"received '{2**32}'"),

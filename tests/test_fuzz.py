@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import filterprune
 from filterprune.channels.groups import study
 
-# Of each of the three ways, in the normal run and in the slow one.
-COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "170"))
-MANY = 1700
+# Of each of the four ways, in the normal run and in the slow one.
+COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "120"))
+MANY = 1300
 SETTINGS = settings(
     max_examples=COUNT,
     deadline=None,
@@ -128,18 +128,19 @@ def test_only_convolutions_wrapped(model, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "test",
+    "test, graphs",
     [
-        test_wrapped_by_graph,
-        test_wrapped_layer_by_layer_gates_set_by_hand,
-        test_only_convolutions_wrapped,
+        (test_wrapped_by_graph, models()),
+        (test_wrapped_by_graph_for_images_of_any_size, open_models()),
+        (test_wrapped_layer_by_layer_gates_set_by_hand, models()),
+        (test_only_convolutions_wrapped, models()),
     ],
-    ids=lambda test: test.__name__,
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_many_more(test):
-    """5,100 graphs."""
+def test_many_more(test, graphs):
+    """5,200 graphs."""
     check = test.hypothesis.inner_test
-    settings(SETTINGS, max_examples=MANY)(given(models(), st.integers(0, 99))(check))()
+    settings(SETTINGS, max_examples=MANY)(given(graphs, st.integers(0, 99))(check))()
 
 
 def _without_gates(model):

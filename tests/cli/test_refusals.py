@@ -113,7 +113,9 @@ def test_usage(run, argv, message):
 
 
 def test_budgets_out_of_reach_name_the_smallest(run, tmp_path):
-    command = "prune full.keras -o {tmp}/a.keras --target macs --budget 10 --min-filters 1"
+    command = (
+        "prune full.keras -o {tmp}/a.keras --target macs --budget 10 --min-filters 1"
+    )
     found = run(*command.format(tmp=tmp_path).split())
     assert found.code == 2 and "keeps at least 1,738" in found.complaint
     assert not list(tmp_path.iterdir())
