@@ -236,7 +236,7 @@ def verify_layer(layer, masked) -> None:
             masked.build_from_config(config)
         received = run(masked)
         worst = max(map(relative_difference, expected, received), default=0.0)
-        allowed = TOLERANCES.get(layer.compute_dtype, 1e-3)
+        allowed = TOLERANCES[_least_exact({layer.compute_dtype})]
         if not worst <= allowed and not relative_difference(expected[0], run(layer)[0]):
             raise VerificationError(
                 f"The masked layer of '{layer.name}' (of type {type(layer).__name__}) "
@@ -657,13 +657,17 @@ def tolerance_of(model, output=None) -> float:
 def _coarsest(model, output) -> str:
     """The least exact dtype that the model computes in."""
     found = {layer.compute_dtype for layer in model.layers}
-    found.add(keras.backend.standardize_dtype(output.dtype))
+    return _least_exact({*found, keras.backend.standardize_dtype(output.dtype)})
+
+
+def _least_exact(dtypes: set[str]) -> str:
+    """The least exact dtype of some that layers compute in."""
     if keras.backend.backend() != "tensorflow":
         # Keras 3.15 computes some of float64 in float32 there: matrix products on
         # PyTorch, `tanh` and its like on JAX.
-        found.add("float32")
+        dtypes = {*dtypes, "float32"}
     order = ("float16", "bfloat16", "float32", "float64")
-    return next((dtype for dtype in order if dtype in found), "float32")
+    return next((dtype for dtype in order if dtype in dtypes), "float32")
 
 
 def _named_tensors(graph: Graph) -> dict:
