@@ -88,7 +88,8 @@ class GraphBuilder:
     def activate(self, x):
         name = self.pick([*ACTIVATIONS, "prelu", "leaky", "ops.sigmoid", "ops.relu"])
         if name == "prelu":
-            return layers.PReLU(shared_axes=self.pick([None, [1, 2]]))(x)
+            shared = [[1, 2]] if None in x.shape[1:] else [None, [1, 2]]
+            return layers.PReLU(shared_axes=self.pick(shared))(x)
         if name == "leaky":
             return layers.LeakyReLU()(x)
         if name.startswith("ops."):

@@ -544,18 +544,22 @@ def _with_fewer(layer, subject, trials, rng) -> Finding:
         try:
             bound = None
             for number in numbers:
-                kept = np.sort(rng.permutation(count)[:number])
-                points = [_take(p, kept, subject) for p in trials[0].points]
-                small = _made(layer, subject, found, kept, points)
-                axes = _axes(subject.layer, small.layer, count, number)
-                if number < count:
-                    if bound not in (None, axes):
+                some = np.sort(rng.permutation(count)[:number])
+                # What a layer does by the place of a channel shows at both ends.
+                ends = (np.arange(number), np.arange(count - number, count))
+                for kept in (some, *ends):
+                    points = [_take(p, kept, subject) for p in trials[0].points]
+                    small = _made(layer, subject, found, kept, points)
+                    axes = _axes(subject.layer, small.layer, count, number)
+                    if number < count:
+                        if bound not in (None, axes):
+                            raise _Refused(_NO_COPY)
+                        bound = axes
+                    shown = trials if kept is some else trials[:1]
+                    if not all(
+                        _agrees(subject, small, trial, kept, axes) for trial in shown
+                    ):
                         raise _Refused(_NO_COPY)
-                    bound = axes
-                if not all(
-                    _agrees(subject, small, trial, kept, axes) for trial in trials
-                ):
-                    raise _Refused(_NO_COPY)
         except _SeveralAxes:
             raise
         except Exception:

@@ -935,3 +935,21 @@ class StochasticDepth3D(layers.Layer):
         if not training:
             return x
         return x * ops.floor(keras.random.uniform((ops.shape(x)[0], 1, 1, 1, 1)) + 0.8)
+
+
+class Halves(layers.Layer):
+    """Does another thing to the first channels than to the last."""
+
+    def call(self, x):
+        half = x.shape[-1] // 2
+        return ops.concatenate([x[..., :half], ops.tanh(x[..., half:])], axis=-1)
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_a_layer_that_goes_by_the_place_of_a_channel_is_a_barrier(count):
+    """Whatever subset of channels is drawn to look at."""
+    x = keras.Input((4, 4, 3))
+    y = Halves(name="mine")(layers.Conv2D(count, 1)(x))
+    model = keras.Model(x, layers.Conv2D(2, 1)(y))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "`mine` (Halves)" in barrier
