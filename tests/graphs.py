@@ -173,7 +173,7 @@ class GraphBuilder:
     def normalise_across(self, x):
         kind = self.pick(["layer", "group", "rms", "unit", "softmax"])
         if kind == "layer":
-            axis = self.pick([-1, [1, 2, 3]])
+            axis = self.pick([-1] if None in x.shape[1:] else [-1, [1, 2, 3]])
             return layers.LayerNormalization(axis, scale=self.chance())(x)
         if kind == "group":
             even = x.shape[-1] % 2 == 0
