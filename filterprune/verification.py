@@ -22,8 +22,10 @@ from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import (
     Graph,
     Node,
+    copy_object,
     is_graph,
     is_layer,
+    parts_of,
     takes_training,
     trace,
 )
@@ -482,6 +484,8 @@ def _outputs(
     """
     if not is_layer(model):
         return [_array(output) for output in keras.tree.flatten(model(inputs))]
+    if not all(part.built for part in parts_of(model)):
+        model = copy_object(model)  # which builds them, and cannot be undone
     values: list[tuple] = []
     if noise is not None:
         rng = np.random.default_rng(noise)

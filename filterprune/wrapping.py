@@ -99,7 +99,8 @@ def wrap(layer):
     masked = _masked(layer, axis)
     own = type(masked).call is not Masked.call or type(masked) is Masked
     if layer.built and (own or not is_of_keras(type(layer))):
-        verify_layer(layer, masked)
+        # Of another copy: to run it is to build it, which the model is to do.
+        verify_layer(layer, _masked(layer, axis))
     return masked
 
 
