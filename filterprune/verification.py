@@ -235,7 +235,10 @@ def verify_layer(layer, masked) -> None:
         except Exception:  # another size may fit, or none
             continue
         if not masked.built:  # what is built while it runs would be lost with it
-            masked.build_from_config(config)
+            try:
+                masked.build_from_config(config)
+            except TypeError:  # it reads the first tensor alone
+                masked.build(next(iter(shapes.values())))
         received = run(masked)
         worst = max(map(relative_difference, expected, received), default=0.0)
         allowed = TOLERANCES[_least_exact({layer.compute_dtype})]

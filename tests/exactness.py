@@ -151,18 +151,28 @@ def difference(masked, small, batch_size=3, size=None, seed=3):
     """
     leaves_open = any(None in tensor.shape[1:] for tensor in masked.inputs)
     sizes = SIZES[: 1 + leaves_open] if size is None else ((size, size),)
-    return max(_difference(masked, small, batch_size, size, seed) for size in sizes)
-
-
-def _difference(masked, small, batch_size, size, seed):
-    for count in (batch_size, 2):  # a constant in the net may fix their number
-        inputs = _inputs(masked, count, size, seed)
+    found = []
+    for number, size in enumerate(sizes):
         try:
-            outputs = masked(inputs, training=False)
-            break
+            inputs, outputs = _run(masked, batch_size, size, seed)
         except Exception:
-            if count == 2:
+            if number == 0:  # a net may not take others
                 raise
+            continue
+        found.append(_difference(outputs, small, inputs))
+    return max(found)
+
+
+def _run(masked, batch_size, size, seed):
+    try:
+        inputs = _inputs(masked, batch_size, size, seed)
+        return inputs, masked(inputs, training=False)
+    except Exception:  # a constant in the net may fix the number of images
+        inputs = _inputs(masked, 2, size, seed)
+        return inputs, masked(inputs, training=False)
+
+
+def _difference(outputs, small, inputs):
     pairs = zip(
         keras.tree.flatten(outputs),
         keras.tree.flatten(small(inputs, training=False)),
