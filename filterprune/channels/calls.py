@@ -310,6 +310,7 @@ class Flow:
             in words.
         made_by: what made each tensor, by the id of its `Channels`.
         calls_of: the calls of each layer, by the layer's id.
+        unequal: the ids of layers that are called on different numbers of channels.
     """
 
     model: Any
@@ -325,6 +326,7 @@ class Flow:
     tied: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     made_by: dict[int, Any] = dataclasses.field(default_factory=dict)
     calls_of: dict[int, list[Call]] = dataclasses.field(default_factory=dict)
+    unequal: set[int] = dataclasses.field(default_factory=set)
 
     def binding(self, call: Call) -> Binding:
         return self.bindings.setdefault(id(call.op), Binding(call.op, call.path))

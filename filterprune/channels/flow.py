@@ -209,7 +209,9 @@ def _share_gates(call: Call) -> None:
     calls = call.flow.calls_of.setdefault(id(call.layer), [])
     calls.append(call)
     # A call may read what the others make, as an embedding that scores its entries.
-    if len({tuple(gate.size for gate in one.gates) for one in calls if one.gates}) > 1:
+    sizes = {tuple(gate.size for gate in one.gates) for one in calls if one.gates}
+    if len(sizes) > 1 or id(call.layer) in call.flow.unequal:
+        call.flow.unequal.add(id(call.layer))
         for one in calls:
             one.gates.clear()
     table = call.flow.table
