@@ -389,6 +389,7 @@ def _run_at_some_size(model, samples: int, but=None) -> tuple[Run, tuple]:
     rest = [size for size in sizes_to_try(model) if size not in known]
     first, tried = but is None, 0
     empty = reason = None
+    opened = any(None in tensor.shape[1:] for tensor in model.inputs)
     for size in [*known, *rest]:
         if size == but:
             continue
@@ -402,8 +403,9 @@ def _run_at_some_size(model, samples: int, but=None) -> tuple[Run, tuple]:
         except Exception as error:
             reason = error
             continue
-        if not all(np.isfinite(output).any() for output in run.outputs):
-            empty = empty or (run, size)  # of maps of no pixels, or of any
+        steady = size in known or not opened or _is_steady(model, run)
+        if not steady or not all(np.isfinite(y).any() for y in run.outputs):
+            empty = empty or (run, size)  # of maps that have no pixels left, perhaps
             continue
         if size not in known:
             known.append(size)
@@ -420,6 +422,14 @@ def _run_at_some_size(model, samples: int, but=None) -> tuple[Run, tuple]:
 
 # How many more sizes to try for a second one.
 _MORE = 3
+
+
+def _is_steady(model, run: Run) -> bool:
+    """Whether a model gives the same again: an empty map may give anything."""
+    again = _outputs(model, run.inputs)
+    return all(
+        np.array_equal(*pair, equal_nan=True) for pair in zip(run.outputs, again)
+    )
 
 
 def _generate(model, samples, size, scales=None):

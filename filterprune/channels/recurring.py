@@ -142,6 +142,7 @@ def chain(x: Channels, states: Sequence, cells: Sequence, name: str) -> list[Cha
     helds: list[Held] = []
     carried: list[Channels] = []
     for number, (cell, own) in enumerate(zip(cells, states, strict=True)):
+        own = [own] if isinstance(own, Channels) else own  # as Keras calls it
         shapes = [own_state.shape for own_state in keras.tree.flatten(own)]
         last = number == len(cells) - 1
         output = call.outputs[0] if last else _shape_between(x, shapes[0])
