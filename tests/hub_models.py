@@ -200,6 +200,7 @@ WHOLE = {
 
 # Made of composite layers, which are taken apart.
 COMPOSITE = {
+    "DeepLabV3": deeplab,
     "EfficientNetV2 fused": lambda: efficientnet("fused"),
     "EfficientNetV2 unfused": lambda: efficientnet("unfused"),
     "MiT": mit,
@@ -209,7 +210,7 @@ COMPOSITE = {
 }
 
 # With a composite layer that is kept.
-KEPT = {"RetinaNet": retinanet, "DeepLabV3": deeplab}
+KEPT = {"RetinaNet": retinanet}
 
 TEXT = {
     "vocabulary_size": 50,

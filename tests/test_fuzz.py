@@ -17,7 +17,7 @@ import filterprune
 from filterprune.channels.groups import study
 
 # Of each of the four ways, in the normal run and in the slow one.
-COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "120"))
+COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "80"))
 MANY = 1300
 SETTINGS = settings(
     max_examples=COUNT,
