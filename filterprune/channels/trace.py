@@ -560,12 +560,14 @@ def _blank(cls):
 def _copy_variable(copy: Copier, variable):
     fresh = keras.Variable(
         keras.ops.convert_to_numpy(variable),
-        trainable=variable.trainable,
+        # TensorFlow never watches a variable that was not trainable when it was made.
+        trainable="float" in variable.dtype,
         dtype=variable.dtype,
         autocast=variable._autocast,
         aggregation=variable.aggregation,
         name=variable.name,
     )
+    fresh.trainable = variable.trainable
     fresh._path = variable._path
     copy.note(variable, fresh)
     copy.note(variable.value, fresh.value)  # PyTorch's layers list these
