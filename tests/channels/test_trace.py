@@ -183,3 +183,17 @@ def test_a_copy_tracks_what_it_is_given():
     copied.parts.append(layers.Dense(3))
     copied.parts[-1].build((None, 4))
     assert len(copied.weights) == 3 and len(layer.weights) == 1
+
+
+def test_the_copy_of_a_frozen_layer_learns_once_it_is_not_frozen():
+    layer = layers.Dense(2)
+    layer.build((None, 4))
+    layer.trainable = False
+    copied = copy_object(layer)
+    assert not copied.trainable_weights
+    copied.trainable = True
+    model = keras.Sequential([keras.Input((4,)), copied])
+    model.compile("sgd", "mse")
+    before = np.array(keras.ops.convert_to_numpy(copied.kernel))
+    model.fit(np.ones((2, 4)), np.ones((2, 2)), verbose=0)
+    assert not np.array_equal(before, keras.ops.convert_to_numpy(copied.kernel))
