@@ -286,7 +286,7 @@ class Binding:
             (a function of it, or `None` for nothing); `None` for nothing ever.
         scales: for each weight's name a function of `survivors` that gives by
             what its surviving part is multiplied.
-        whole: whether the layer is copied as it is also where channels go.
+        whole: whether the layer is copied whole even where channels go.
     """
 
     layer: Any

@@ -282,7 +282,7 @@ def _check_copies(call: Call) -> None:
     reason = why_not_remade(layer, call.node, binding.config)
     if reason is None:
         return
-    # Without weights, and nothing to remember of shapes, it can stay as it is.
+    # A layer without weights that remembers no shapes works on fewer channels too.
     binding.whole = not (binding.config or layer.weights or call.holder) and (
         type(layer).build is keras.layers.Layer.build
     )
