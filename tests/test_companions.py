@@ -175,7 +175,7 @@ def test_a_copy_waits_for_the_copy():
 
 
 @pytest.mark.parametrize(
-    "wrong", [(None, pruning()), (stop(), stop()), (stop(), SCHEDULE)], ids=str
+    "wrong", [(None, pruning()), (stop(), stop()), (stop(), SCHEDULE)]
 )
 def test_what_cannot_wait(wrong):
     with pytest.raises(TypeError, match=r"FilterPruningCallback.*Received"):

@@ -269,7 +269,6 @@ def test_weights_that_are_not_finite_name_their_layer(value):
         {"sparsity": 0.5, "round_to": 100},
         {"sparsity": 0.5, "criterion": lambda kernel: np.full(3, 1.0)},
     ],
-    ids=str,
 )
 def test_no_gate_is_changed_by_a_call_that_fails(kwargs):
     model = masked()
