@@ -13,6 +13,9 @@ from filterprune.exporting import export_model
 from filterprune.folding import fold_batch_norm
 from filterprune.gates import kept_indices, replay
 from filterprune.latency import LatencyModel, measure_latency
+from filterprune.reconstruction.compress import compress
+from filterprune.reconstruction.fitting import reconstruct
+from filterprune.reconstruction.report import ReconstructionReport
 from filterprune.recovery import recalibrate
 from filterprune.regularization import (
     GroupLasso,
@@ -47,6 +50,7 @@ __all__ = [
     "PolynomialDecay",
     "PruningTensorBoard",
     "PruningWarning",
+    "ReconstructionReport",
     "Report",
     "ScaleL1",
     "Schedule",
@@ -57,6 +61,7 @@ __all__ = [
     "channels",
     "compact",
     "composite",
+    "compress",
     "criteria",
     "distill",
     "expand",
@@ -69,6 +74,7 @@ __all__ = [
     "plots",
     "prune",
     "recalibrate",
+    "reconstruct",
     "register_criterion",
     "replay",
     "rule",

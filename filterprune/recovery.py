@@ -76,7 +76,7 @@ def recalibrate(
     """
     _check_recalibrate(model, steps, momentum, batch_size)
     batches = _batches(model, data, steps, batch_size)
-    norms = [part for part in parts_of(model) if _keeps_statistics(part)]
+    norms = _norms(model)
     layers = [layer for layer in norms if layer.trainable]
     if not layers:
         warn(
@@ -97,6 +97,15 @@ def recalibrate(
                 count += 1
         _check_result(layers, count)
     return count
+
+
+def has_statistics(model) -> bool:
+    """Whether there is anything in a model to recalibrate."""
+    return any(layer.trainable for layer in _norms(model))
+
+
+def _norms(model) -> list:
+    return [part for part in parts_of(model) if _keeps_statistics(part)]
 
 
 @contextlib.contextmanager

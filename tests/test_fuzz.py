@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import filterprune
 from filterprune.channels.groups import study
+from filterprune.inputs import generate_inputs
 
 # Of each of the four ways, in the normal run and in the slow one.
 COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "80"))
@@ -89,6 +90,22 @@ def test_wrapped_by_graph(model, seed):
 def test_wrapped_by_graph_for_images_of_any_size(model, seed):
     """What holds on one size of image holds on others."""
     check_wrapped_by_graph(model, seed)
+
+
+@settings(SETTINGS, max_examples=max(1, COUNT // 4))
+@given(models(), st.integers(0, 99))
+def test_reconstructed(model, seed):
+    """Fitted weights are compacted as exactly, and outputs are not further off."""
+    masked = filterprune.wrap_model(randomise(model, seed))
+    if not study(masked).prunable:
+        return
+    close_at_random(masked, seed)
+    inputs = generate_inputs(masked, 30, 13)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        report = filterprune.reconstruct(masked, [(inputs,)], refine=0)
+    assert report.after <= report.before
+    check_exact(masked)
 
 
 @SETTINGS

@@ -82,9 +82,9 @@ def everything():
     return model
 
 
-def data(seed=0):
+def data(seed=0, count=4):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(4, 6, 3)), np.eye(2)[rng.integers(0, 2, 4)]
+    return rng.normal(size=(count, 6, 3)), np.eye(2)[rng.integers(0, 2, count)]
 
 
 def state(model):
@@ -133,6 +133,9 @@ def replayed(model):
 # What is called with a plain model, and with a masked one that has closed gates.
 PLAIN = {
     "analyze": lambda model: print(filterprune.analyze(model)),
+    "compress": lambda model: filterprune.compress(
+        model, data(count=24), 0.5, refine=2, verbose=0
+    ),
     "distill": distilled,
     "expand": lambda model: filterprune.expand(model),
     "fold_batch_norm": lambda model: filterprune.fold_batch_norm(model),
@@ -155,7 +158,7 @@ MASKED = {
     "sensitivity": PLAIN["sensitivity"],
 }
 # What trains, prunes or recalibrates the model that it is given, on purpose, or is
-# given none; `prune` and `recalibrate` are below.
+# given none; `prune`, `recalibrate` and `reconstruct` are below.
 ON_PURPOSE = {
     "AfterPruning",
     "FilterPruningCallback",
@@ -167,6 +170,7 @@ ON_PURPOSE = {
     "fit_shrinking",
     "prune",
     "recalibrate",
+    "reconstruct",
 }
 WITHOUT_A_MODEL = {
     "ConstantSparsity",
@@ -175,6 +179,7 @@ WITHOUT_A_MODEL = {
     "LatencyModel",
     "PolynomialDecay",
     "PruningWarning",
+    "ReconstructionReport",
     "Report",
     "Schedule",
     "Sensitivity",
@@ -252,3 +257,17 @@ def test_recalibrate_changes_statistics_alone():
     after = state(model)
     changed = [path for path in before if not np.array_equal(before[path], after[path])]
     assert changed and all("moving_" in path for path in changed)
+
+
+def test_reconstruct_changes_weights_alone():
+    """Neither gates, nor states, seeds and counters, the optimizer and metrics."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", filterprune.PruningWarning)
+        model = masked_with_closed_gates(everything())
+    fitted = {weight.path for weight in model.weights if "gate" not in weight.path}
+    before = state(model)
+    filterprune.reconstruct(model, data(count=24), refine=2, verbose=0)
+    after = state(model)
+    changed = [path for path in before if not np.array_equal(before[path], after[path])]
+    assert changed and set(changed) <= fitted
+    assert not any("seen" in path or "seed" in path for path in changed)

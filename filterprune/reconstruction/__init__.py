@@ -1,0 +1,1 @@
+"""Reconstruction: the layers behind removed channels make up for them."""
