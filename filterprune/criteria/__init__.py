@@ -15,6 +15,7 @@ from filterprune.criteria.data import (
     HRank,
     Taylor,
 )
+from filterprune.criteria.reconstruction import Reconstruction
 from filterprune.criteria.weights import (
     LAMP,
     BatchNormScale,
@@ -36,6 +37,7 @@ __all__ = [
     "GroupMagnitude",
     "HRank",
     "Random",
+    "Reconstruction",
     "Taylor",
     "fpgm",
     "get",

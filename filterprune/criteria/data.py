@@ -11,7 +11,7 @@ from filterprune.criteria.batches import Batches, check_count
 from filterprune.slots import Slots
 
 
-class _DataCriterion(Criterion):
+class DataCriterion(Criterion):
     """A criterion with data, of which it takes some batches at each scoring."""
 
     needs_data = True
@@ -23,7 +23,7 @@ class _DataCriterion(Criterion):
         self.data = Batches(data, batch_size)
 
 
-class _GradientCriterion(_DataCriterion):
+class _GradientCriterion(DataCriterion):
     """A criterion made of how the loss of each sample depends on each slot."""
 
     normalization = None
@@ -193,7 +193,7 @@ class Fisher(_GradientCriterion):
         return np.square(effects).mean(axis=0) / 2
 
 
-class _ActivationCriterion(_DataCriterion):
+class _ActivationCriterion(DataCriterion):
     """A criterion made of what a channel's maps look like."""
 
     def __init__(
