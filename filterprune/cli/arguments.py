@@ -123,6 +123,15 @@ def count(text: str) -> int:
     return int(text)
 
 
+def steps(text: str) -> int | str:
+    """A number of steps, or `auto`."""
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"expected an integer of at least 0, or auto, received {text!r}"
+        )
+    return text if text == "auto" else int(text)
+
+
 def floor(text: str) -> int | float:
     """An integer above 0, or a fraction between 0 and 1."""
     value = int(text) if text.isdecimal() else _number(text)

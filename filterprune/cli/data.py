@@ -6,6 +6,7 @@ import numpy as np
 from filterprune.channels.trace import trace
 from filterprune.cli import models
 from filterprune.cli.output import Refused, refusing
+from filterprune.running import undisturbed
 
 
 def load_arrays(path: str) -> dict[str, np.ndarray]:
@@ -59,6 +60,35 @@ def targets_from(arrays: dict[str, np.ndarray], model, path: str):
         for key in keys
     ]
     return dict(zip(keys, found)) if isinstance(struct, dict) else found
+
+
+def predict(model, x, batch_size: int = 32) -> list[np.ndarray]:
+    """What a model gives, an array for each output; the model stays as it is."""
+    found: list[list] = []
+    for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
+        rows = slice(start, start + batch_size)
+        part = keras.tree.map_structure(lambda a, rows=rows: a[rows], x)
+        with undisturbed(model):
+            outputs = model(part, training=False)
+        found.append(list(map(keras.ops.convert_to_numpy, keras.tree.flatten(outputs))))
+    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+
+
+def accuracy(targets, outputs: list[np.ndarray]) -> float | None:
+    """How often the largest of an output's numbers is the labelled one.
+
+    None if there are several outputs, or what they are to give are no classes.
+    """
+    labels = [np.asarray(array) for array in keras.tree.flatten(targets)]
+    if len(outputs) > 1 or outputs[0].shape[-1] < 2:
+        return None
+    (output,), (label,) = outputs, labels
+    if label.shape == output.shape and set(np.unique(label)) <= {0, 1}:
+        label = label.argmax(axis=-1)
+    label = label.reshape(label.shape[:-1]) if label.shape[-1:] == (1,) else label
+    if label.shape != output.shape[:-1] or (label % 1).any():
+        return None
+    return float((output.argmax(axis=-1) == label).mean())
 
 
 def _named(arrays, name: str, path: str, what: str) -> np.ndarray:

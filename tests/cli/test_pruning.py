@@ -75,9 +75,50 @@ def test_only_the_kinds_asked_for_are_pruned(run, tmp_path):
     assert "channels" in report.out and "units" in report.out
 
 
+def test_data_without_labels_make_up_for_what_is_gone(run, tmp_path):
+    x, _ = builders.digits(60)
+    np.savez(tmp_path / "x.npz", x=x)
+    how = ("prune", "full.keras", "--remove", 0.3)
+    plain = figures(run(*how, "-o", tmp_path / "a.keras", "--json"))
+    given = ("--data", tmp_path / "x.npz", "--refine", 5)
+    fitted = figures(run(*how, "-o", tmp_path / "b.keras", *given, "--json"))
+    assert plain["after"]["params"] == fitted["after"]["params"]
+    report = fitted["reconstruction"]
+    assert report["after"] < report["before"]
+    assert "accuracy" not in fitted
+    full, a, b = (
+        keras.saving.load_model(path)
+        for path in ("full.keras", tmp_path / "a.keras", tmp_path / "b.keras")
+    )
+    off = [np.square(net.predict(x) - full.predict(x)).sum() for net in (a, b)]
+    assert off[1] < off[0]
+
+
+def test_without_data_it_says_what_is_lost(run, tmp_path):
+    found = run("prune", "full.keras", "-o", tmp_path / "a.keras", "--remove", 0.3)
+    assert found.code == 0 and "Give --data" in found.out
+
+
+def test_labels_give_accuracies(run, tmp_path):
+    full = keras.saving.load_model("full.keras")
+    x, _ = builders.digits(60)
+    y = full.predict(x).argmax(-1)
+    np.savez(tmp_path / "xy.npz", x=x, y=y)
+    found = figures(
+        run(
+            *("prune", "full.keras", "-o", tmp_path / "a.keras", "--remove", 0.3),
+            *("--data", tmp_path / "xy.npz", "--refine", 0, "--json"),
+        )
+    )
+    small = keras.saving.load_model(tmp_path / "a.keras")
+    assert found["accuracy"]["before"] == 1
+    assert found["accuracy"]["after"] == (small.predict(x).argmax(-1) == y).mean()
+
+
 @pytest.mark.parametrize("criterion", ["taylor", "fisher", "apoz", "hrank"])
 def test_criteria_that_look_at_data(run, tmp_path, criterion):
     options = ("--remove", 0.4, "--criterion", criterion, "--data", "batch.npz")
+    options += ("--no-reconstruct",)
     found = run("prune", "full.keras", "-o", tmp_path / "a.keras", *options)
     assert found.code == 0, found.err
     assert "Closed 4" in found.out or "Closed 3" in found.out
@@ -99,6 +140,7 @@ def test_a_criterion_chooses_as_it_does_in_python(run, tmp_path, files):
     taylor = filterprune.criteria.Taylor((x, y), batches=1)
     filterprune.prune(masked, 0.5, criterion=taylor)
     options = ("--criterion", "taylor", "--data", "batch.npz", "--batches", 1)
+    options += ("--refine", 2)
     path = tmp_path / "masked.keras"
     outputs = ("-o", tmp_path / "small.keras", "--save-masked", path)
     assert run("prune", "full.keras", "--remove", 0.5, *outputs, *options).code == 0
