@@ -31,7 +31,9 @@ def check_page(path) -> str:
     if not re.search(
         r"\.\. (toctree|testcode|testoutput|literalinclude|auto\w+)::|:download:`", text
     ):
-        docutils.core.publish_doctree(text, settings_overrides={"halt_level": 2})
+        docutils.core.publish_doctree(
+            text, source_path=str(path), settings_overrides={"halt_level": 2}
+        )
     blocks = re.findall(
         r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text, re.MULTILINE
     )
