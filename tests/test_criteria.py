@@ -574,7 +574,15 @@ def test_what_a_loss_needs_is_asked_for():
     assert not any(map(any, builders.closed(masked).values()))
 
 
-DATA = ("Taylor", "GateGradient", "Fisher", "ActivationMean", "APoZ", "HRank")
+DATA = (
+    "Taylor",
+    "GateGradient",
+    "Fisher",
+    "ActivationMean",
+    "APoZ",
+    "HRank",
+    "Reconstruction",
+)
 
 
 @pytest.mark.parametrize("name", few(*DATA))

@@ -269,5 +269,6 @@ def test_reconstruct_changes_weights_alone():
     filterprune.reconstruct(model, data(count=24), refine=2, verbose=0)
     after = state(model)
     changed = [path for path in before if not np.array_equal(before[path], after[path])]
-    assert changed and set(changed) <= fitted
+    changed = set(changed) - {"losses"}  # are those of the last call
+    assert changed and changed <= fitted
     assert not any("seen" in path or "seed" in path for path in changed)
