@@ -24,11 +24,12 @@ _SILENT = (
 _MOST = 2**16  # elements of an array
 
 
-def likeness(layer) -> tuple[Hashable, bool]:
+def likeness(layer, sizes: bool = True) -> tuple[Hashable, bool]:
     """What layers have in common that work alike, whatever their weights.
 
     Args:
         layer: any layer.
+        sizes: whether their weights must have the same shapes, or ranks alone.
 
     Returns:
         A hashable value, equal for two layers only if they work alike; and
@@ -36,15 +37,24 @@ def likeness(layer) -> tuple[Hashable, bool]:
     """
     own = {k: v for k, v in vars(layer).items() if k not in of_any_layer()}
     opaque: list[Any] = []
-    found = (type(layer), layer.compute_dtype, layer.autocast, _describe(own, opaque))
+    found = (
+        type(layer),
+        layer.compute_dtype,
+        layer.autocast,
+        _describe(own, opaque, sizes),
+    )
     return found, not opaque
 
 
-def likeness_of_arguments(node) -> tuple[Hashable, bool]:
-    """The same of the arguments of a call, whatever is in its tensors."""
+def likeness_of_arguments(node, sizes: bool = True) -> tuple[Hashable, bool]:
+    """The same of the arguments of a call, whatever is in its tensors.
+
+    Without `sizes` it is told of these only which are left open.
+    """
     tensors = {}
     for place, tensor in enumerate(node.inputs):
-        what = ("a tensor", place, tuple(tensor.shape), str(tensor.dtype))
+        shape = tuple(size if sizes or size is None else 0 for size in tensor.shape)
+        what = ("a tensor", place, shape, str(tensor.dtype))
         tensors[id(tensor)] = str(what)
     opaque: list[Any] = []
     return _describe(node.fill(tensors), opaque), not opaque
@@ -60,24 +70,24 @@ def of_any_layer() -> frozenset[str]:
     return frozenset(vars(layer)) - {"weight", "parts"}
 
 
-def _describe(value, opaque: list) -> Hashable:
+def _describe(value, opaque: list, sizes: bool = True) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, _SILENT):
         return None
     if isinstance(value, keras.Variable):
         if "float" in value.dtype:
-            return tuple(value.shape), value.dtype
+            return tuple(value.shape) if sizes else len(value.shape), value.dtype
         value = keras.ops.convert_to_numpy(value)  # indices are as good as code
     if isinstance(value, keras.random.SeedGenerator):
         return "a seed"
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(_describe(part, opaque) for part in value)
+        return type(value), tuple(_describe(part, opaque, sizes) for part in value)
     if isinstance(value, dict):
         pairs = value.items()
-        return "dict", tuple((repr(k), _describe(v, opaque)) for k, v in pairs)
+        return "dict", tuple((repr(k), _describe(v, opaque, sizes)) for k, v in pairs)
     if dataclasses.is_dataclass(value):
-        return type(value), _describe(vars(value), opaque)
+        return type(value), _describe(vars(value), opaque, sizes)
     if isinstance(value, types.FunctionType) and _is_global(value):
         return value
     if not isinstance(value, keras.KerasTensor) and keras.ops.is_tensor(value):
