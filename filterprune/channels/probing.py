@@ -43,6 +43,7 @@ _MOST = 2**24  # elements: a larger tensor is not probed
 _OPEN_SIZES = ((5, 7, 3), (13, 11, 5), (32, 48, 16), (96, 64, 32))
 _SCALES = (1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
 _FEW = [1, 2, 4, 7, 8]  # of the samples of `_samples`, for other weights
+_FEWER = [2, 4, 7]  # for layers of which another of their kind was studied
 _BATCHES = (2, 5)
 _TRIES = 8  # of what is random, and may by chance come out otherwise
 _TELLING = 4  # channels, of which a layer tells something of others of its kind
@@ -311,22 +312,25 @@ def _confirm(layer, subject, size, found: Finding, is_kin=False) -> Finding:
     subject.chance = found.chance
     weights: list = [None]
     if is_kin:
-        points = [_samples(rng, size)[_FEW] for _ in range(subject.inputs)]
+        points = [_samples(rng, size)[_FEWER] for _ in range(subject.inputs)]
         weights += list(_draws(subject.layer, rng))[2:3]
     else:
         points = [_tiled(rng, size) for _ in range(subject.inputs)]
-    kept = np.sort(rng.permutation(subject.count)[: max(subject.count // 2, 1)])
-    narrow = [_take(p, kept, subject) for p in points]
-    small = _made(layer, subject, found, kept.size, narrow)
-    if is_kin and _axes(subject.layer, small.layer, subject.count, kept.size) != (
-        found.weights
-    ):
+    count, number = subject.count, max(subject.count // 2, 1)
+    some = np.sort(rng.permutation(count)[:number])
+    narrow = [_take(p, some, subject) for p in points]
+    small = _made(layer, subject, found, number, narrow)
+    if is_kin and _axes(subject.layer, small.layer, count, number) != found.weights:
         raise _Refused(_NO_COPY)
+    subsets = [some, *_ends(count, number)] if is_kin else [some]
     bits = None if is_kin else 1
     for mode in subject.modes[: 1 if subject.chance else 2]:
         for values in weights:
             trial = _check_channels(subject, points, values, mode, rng, bits)
-            if not _agrees(subject, small, trial, kept, found.weights):
+            if not all(
+                _agrees(subject, small, trial, kept, found.weights)
+                for kept in (subsets if values is None else subsets[:1])
+            ):
                 raise _Refused(_NO_COPY)
     keeps_zero = (is_kin or found.keeps_zero) and _keeps_zero(
         subject, [size], subject.chance
@@ -474,11 +478,11 @@ def _check_batches(subject, trial) -> None:
     batches += [part for n in _BATCHES for part in ((0, n), (last - n, last))]
     for start, stop in batches:
 
-        def alike(part=slice(start, stop)):
+        def alike(again, part=slice(start, stop)):
             given = [array[part] for array in trial.points]
             result = subject.run(given, trial.weights, trial.training)
             expected = trial.output
-            if trial.training:  # it may be random after all
+            if again:
                 expected = subject.run(trial.points, trial.weights, True)
             return _close(result, expected[part], subject)
 
@@ -486,9 +490,14 @@ def _check_batches(subject, trial) -> None:
             raise _Refused("its output for one sample depends on the others")
 
 
-def _in_time(check: Callable[[], bool], training: bool) -> bool:
-    """Whether a check holds, by chance or always: what is rare may be random."""
-    return any(check() for _ in range(_TRIES if training else 1))
+def _in_time(check: Callable[[bool], bool], training: bool) -> bool:
+    """Whether a check holds, by chance or always: what is rare may be random.
+
+    Args:
+        check: the check; it is told whether to run all of it again.
+        training: whether in training mode.
+    """
+    return any(check(again > 0) for again in range(_TRIES if training else 1))
 
 
 def _close(received, expected, subject) -> bool:
@@ -600,9 +609,7 @@ def _with_fewer(layer, subject, trials, rng) -> Finding:
                     if bound not in (None, axes):
                         raise _Refused(_NO_COPY)
                     bound = axes
-                # What a layer does by the place of a channel shows at both ends.
-                ends = (np.arange(number), np.arange(count - number, count))
-                for kept in (some, *ends):
+                for kept in (some, *_ends(count, number)):
                     shown = trials if kept is some else trials[:1]
                     if not all(
                         _agrees(subject, small, trial, kept, axes) for trial in shown
@@ -614,6 +621,11 @@ def _with_fewer(layer, subject, trials, rng) -> Finding:
             continue
         return dataclasses.replace(found, weights=bound or ())
     raise _Refused(_NO_COPY)
+
+
+def _ends(count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last channels: what a layer does by their place shows there."""
+    return np.arange(number), np.arange(count - number, count)
 
 
 def _routes(layer, subject) -> Iterator[Finding]:
@@ -678,9 +690,9 @@ def _agrees(subject, small, trial, kept, axes) -> bool:
         values[number] = np.take(values[number], kept, axis)
     narrow = [_take(array, kept, subject) for array in trial.points]
 
-    def alike():
+    def alike(again):
         expected = trial.output
-        if trial.training:
+        if again:
             expected = subject.run(trial.points, trial.weights, True)
         received = small.run(narrow, values, trial.training)
         return _close(received, _take(expected, kept, subject), subject)
