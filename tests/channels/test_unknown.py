@@ -273,7 +273,7 @@ def at_widths(make, *widths):
 
 
 def test_one_of_layers_that_differ_in_their_sizes_alone_is_studied(studied):
-    model = at_widths(Affine, 8, 13, 1, 3)
+    model = at_widths(Affine, 8, 13, 3)
     assert filterprune.analyze(model).barriers == ()
     assert [layer.name for layer in studied] == ["mine0"]
     compacted(model)
