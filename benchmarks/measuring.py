@@ -104,6 +104,7 @@ def interleaved(
     least: int = 5,
     warm: int = 2,
     between=lambda: None,
+    clock=time.perf_counter,
 ):
     """Seconds that functions take, `(functions, turns)`.
 
@@ -117,12 +118,13 @@ def interleaved(
         warm: how many turns before time is taken.
         between: a function to call before each, such as `gc.collect`, so that none
             pays for what another left behind.
+        clock: what tells the time.
     """
     from filterprune.cli import timing
 
     functions = list(functions)
     timing.interleaved(functions, range(warm), between)
-    return timing.interleaved(functions, _turns(seconds, least), between)
+    return timing.interleaved(functions, _turns(seconds, least), between, clock)
 
 
 def _turns(seconds: float, least: int):

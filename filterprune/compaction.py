@@ -54,18 +54,19 @@ def compact(masked, verify: Any = True):
     small.save("small.keras")
     ```
     """
-    if not any(gate.closed().any() for gate in masked_analysis(masked).masks):
+    analysis = masked_analysis(masked)
+    if not any(gate.closed().any() for gate in analysis.masks):
         warn(
             f"No gate of '{masked.name}' is closed, so the compact model is as "
             "large. Prune first: `filterprune.prune(masked, sparsity=0.5)`, or "
             "`filterprune.FilterPruningCallback` in `fit`."
         )
-    return compacted(masked, verify)
+    return compacted(masked, verify, analysis)
 
 
-def compacted(masked, verify: Any = True):
+def compacted(masked, verify: Any = True, analysis: Analysis | None = None):
     """The same as `compact`, for a model of which nothing need be closed."""
-    analysis = masked_analysis(masked)
+    analysis = analysis or masked_analysis(masked)
     inputs = check_inputs(masked, verify)
     dead, valuation, stays = analysis.decide()
     for path, count in valuation.conflicts.items():

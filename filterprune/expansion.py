@@ -5,8 +5,10 @@ from typing import Any
 
 import keras
 
+from filterprune.channels.likeness import likeness, likeness_of_arguments
 from filterprune.channels.registry import calls_itself, composite_call, layer_rule
 from filterprune.channels.trace import (
+    Node,
     check_model,
     copy_object,
     is_graph,
@@ -79,26 +81,31 @@ def expand(model, layers=()):
         raise TypeError(
             f"Expected `layers` to be layer classes. Received: layers={layers!r}"
         )
-    return expand_but(model, lambda layer: False, asked)
+    return expand_but(model, lambda layer: False, asked)[0]
 
 
-def expand_but(model, kept: Callable, asked: Iterable[type] = ()):
-    """Expand composite layers, but for those for which `kept` is true."""
+def expand_but(model, kept: Callable, asked: Iterable[type] = ()) -> tuple[Any, list]:
+    """Expand composite layers, but for those for which `kept` is true.
+
+    Returns:
+        The new model, and the runs of `model` that it was compared in.
+    """
     expander = _Expander(kept, tuple(asked))
     if not expander.has_some(model):
-        return model
+        return model, []
     whole = expander.rebuild(model)
     found = is_same(model, whole)
+    runs = [] if found is None else found.runs
     if found is not None and found.difference > TOLERANCE:  # as the report will say
         if asked:
             raise ValueError(
                 f"'{model.name}' computes something else when its composite layers "
                 "are expanded. Please report it; the model is unharmed."
             )
-        return model
+        return model, runs
     if model.compiled:
         recompile(model, whole)
-    return whole
+    return whole, runs
 
 
 class _Expander(Rebuilder):
@@ -115,6 +122,7 @@ class _Expander(Rebuilder):
         self._asked = asked
         self._given_up: set[int] = set()
         self._extra: dict[tuple, Any] = {}
+        self._trials: dict[tuple, tuple[Trial, str | None]] = {}
 
     def has_some(self, model) -> bool:
         """Whether there is a layer to expand."""
@@ -166,8 +174,7 @@ class _Expander(Rebuilder):
             reason = "Keras hands it a mask, which its parts alone do not hand on"
         else:
             try:
-                trial = Trial(new, self._function, args, given)
-                reason = trial.why_not(old, self._function, args, given)
+                trial, reason = self._trial(old, new, args, given)
             except Exception as error:
                 reason = (
                     f"it cannot be called with symbolic tensors ({one_line(error)})"
@@ -190,6 +197,23 @@ class _Expander(Rebuilder):
             return found
 
         return trial.play(args, given, twin, self.free_name)
+
+    def _trial(self, old, new, args, kwargs) -> tuple[Trial, str | None]:
+        """A trial of a call, and why it does not stand for it.
+
+        Layers that are alike, as the blocks of a net, share one.
+        """
+        tensors = tuple(x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x))
+        alike, tells_all = likeness(old)
+        how, tell_all = likeness_of_arguments(Node(old, args, kwargs, tensors, ()))
+        key = (alike, how, *map(self._function, parts_of(old)))
+        if key in self._trials:
+            return self._trials[key]
+        trial = Trial(new, self._function, args, kwargs)
+        found = trial, trial.why_not(old, self._function, args, kwargs)
+        if tells_all and tell_all:
+            self._trials[key] = found
+        return found
 
     def _give_up(self, layer, reason: str) -> None:
         message = (

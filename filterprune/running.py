@@ -70,14 +70,21 @@ def _contents(own: dict) -> list[tuple]:
     """The lists, dicts and sets among attributes, with what is in them."""
     found = []
     for value in own.values():
-        for kind in (list, set, dict):
-            # Not an `OrderedDict`, whose order is not that of its items.
-            if type(value) is kind or type(value).__name__ == _TRACKED[kind]:
-                found.append((value, kind(value)))
+        kind = _KINDS.get(type(value).__name__)
+        if kind is not None and isinstance(value, kind):
+            found.append((value, kind(value)))
     return found
 
 
-_TRACKED = {list: "TrackedList", set: "TrackedSet", dict: "TrackedDict"}
+# Not an `OrderedDict`, whose order is not that of its items.
+_KINDS: dict[str, type] = {
+    "list": list,
+    "set": set,
+    "dict": dict,
+    "TrackedList": list,
+    "TrackedSet": set,
+    "TrackedDict": dict,
+}
 
 
 def _refill(value, content) -> None:

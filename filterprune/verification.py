@@ -61,10 +61,12 @@ class Comparison:
             what rounding explains there; `inf` if the outputs differ in number, in
             shape or in where they are finite.
         tolerance: the difference that float rounding explains.
+        runs: the runs of the first model.
     """
 
     difference: float
     tolerance: float
+    runs: "list[Run]" = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def same(self) -> bool:
@@ -196,15 +198,25 @@ def verify_same(
     return _verify(masked, small, inputs, what, kept, training, strict=False)
 
 
-def verify_wrapped(model, masked, inputs=None) -> float | None:
+def verify_wrapped(model, masked, inputs=None, runs=()) -> float | None:
     """Raise unless a masked model, its gates open, computes what the plain one does.
 
-    Args, Returns, Raises: as for `verify_same`.
+    Args:
+        model, masked: the models.
+        inputs: arrays to run both on. Defaults to random ones.
+        runs: what is known to come out of `model`. Defaults to nothing.
+
+    Returns, Raises: as for `verify_same`.
     """
+    known = list(runs[:1]) if inputs is None else None
     _SIZES_OF[masked] = _SIZES_OF.setdefault(model, [])
     what = f"The masked model does not compute what '{model.name}' does"
     # With open gates nothing is computed in another way: one run will do.
-    return _verify(model, masked, inputs, what, lambda tensor, array: array, share=0.0)
+    return _verify(
+        *(model, masked, inputs, what, lambda tensor, array: array),
+        share=0.0,
+        runs=known,
+    )
 
 
 def verify_layer(layer, masked) -> None:
@@ -291,14 +303,15 @@ def is_same(model, other) -> Comparison | None:
     except Unverifiable:
         return None
     allowed = tolerance_of(model)
-    return Comparison(_difference(model, other, runs, allowed).worst, allowed)
+    worst = _difference(model, other, runs, allowed).worst
+    return Comparison(worst, allowed, runs)
 
 
 def _verify(
-    model, other, inputs, what, kept, training=True, strict=True, share=3.4
+    model, other, inputs, what, kept, training=True, strict=True, share=3.4, runs=None
 ) -> float | None:
     try:
-        runs = run_expected(model, inputs, training, share)
+        runs = runs or run_expected(model, inputs, training, share)
     except Unverifiable as error:
         warn(
             f"'{other.name}' was made, and not verified: {error}",
@@ -453,7 +466,8 @@ def _samples(model, share: float) -> tuple[int, int, int]:
     alone = 1e-3 * max(len(nodes), 1)
     sample = sum(map(_seconds, nodes))
     if not share:
-        return (5, 0, 0) if 5 * sample <= max(alone, _QUICK) else (2, 0, 0)
+        quick = (n for n in (5, 2) if n * sample <= max(alone, _QUICK))
+        return next(quick, 1), 0, 0
     for plan in ((5, 1, 2), (2, 0, 2), (5, 0, 0), (2, 0, 0)):
         seconds = sample * sum(plan) + alone * sum(map(bool, plan))
         if seconds <= max(share * alone, _QUICK):

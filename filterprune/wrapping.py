@@ -157,7 +157,7 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     """
     check_model(model)
     plain, inputs = model, check_inputs(model, verify)
-    model = expand_but(model, _exclusion(model, exclude, layers=True))
+    model, runs = expand_but(model, _exclusion(model, exclude, layers=True))
     excluded = _exclusion(model, exclude)
     analysis = study(model, excluded)
     if analysis.masks:
@@ -170,7 +170,7 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
         warn(f"{nothing_to_prune(analysis)}. The wrapped model has no gates.")
     masked = _wrap_chosen(model, chosen)
     if verify is not False:
-        verify_wrapped(plain, masked, inputs)
+        verify_wrapped(plain, masked, inputs, runs)
     return masked
 
 

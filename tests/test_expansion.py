@@ -8,6 +8,7 @@ from exactness import assert_close, check_exact, close_at_random, randomise, to_
 from keras import layers, ops
 
 import filterprune
+from filterprune import inlining
 from filterprune.channels import registry
 
 
@@ -98,6 +99,41 @@ def test_a_composite_is_expanded_on_demand_and_computes_the_same():
     assert {"block_attention", "block_part0_inner", "again_part1_outer"} <= set(names)
     assert filterprune.expand(model) is model
     assert [layer.name for layer in model.layers].count("block") == 1
+
+
+class Powers(layers.Layer):
+    """A part, so many times in a row."""
+
+    def __init__(self, times, **kwargs):
+        super().__init__(**kwargs)
+        self.times = times
+        self.part = layers.Dense(8, name="part")
+
+    def build(self, shape):
+        self.part.build(shape)
+
+    def call(self, x):
+        for _ in range(self.times):
+            x = ops.tanh(self.part(x))
+        return x
+
+
+def test_composites_that_are_alike_are_tried_once(monkeypatch):
+    tried = []
+    real = inlining.Trial.why_not
+    monkeypatch.setattr(
+        inlining.Trial,
+        "why_not",
+        lambda self, layer, *args: tried.append(layer.name) or real(self, layer, *args),
+    )
+    blocks = [Powers(1 + n // 2, name=f"block{n}") for n in range(4)]
+    model = model_of(*blocks)
+    whole = filterprune.expand(model, [Powers])
+    assert tried == ["block0", "block2"]
+    assert_close(whole(data()), model(data()), 1e-5, 1e-6)
+    parts = [whole.get_layer(f"block{n}_part").get_weights()[0] for n in range(4)]
+    for block, kernel in zip(blocks, parts, strict=True):
+        assert np.array_equal(kernel, block.part.get_weights()[0])
 
 
 def test_parts_are_told_of_training_as_the_composite_is():

@@ -9,7 +9,6 @@ import functools
 import sys
 import types
 from collections.abc import Hashable
-from typing import Any
 
 import keras
 import numpy as np
@@ -24,30 +23,33 @@ _SILENT = (
 _MOST = 2**16  # elements of an array
 
 
-def likeness(layer) -> tuple[Hashable, bool]:
+def likeness(layer, sizes: bool = True) -> tuple[Hashable, bool]:
     """What layers have in common that work alike, whatever their weights.
 
     Args:
         layer: any layer.
+        sizes: whether their weights must have the same shapes, or ranks alone.
 
     Returns:
         A hashable value, equal for two layers only if they work alike; and
         whether it tells all. If not, it is good for this one layer only.
     """
-    own = {k: v for k, v in vars(layer).items() if k not in of_any_layer()}
-    opaque: list[Any] = []
-    found = (type(layer), layer.compute_dtype, layer.autocast, _describe(own, opaque))
-    return found, not opaque
+    describer = _Describer(sizes)
+    return describer.layer(layer), not describer.opaque
 
 
-def likeness_of_arguments(node) -> tuple[Hashable, bool]:
-    """The same of the arguments of a call, whatever is in its tensors."""
+def likeness_of_arguments(node, sizes: bool = True) -> tuple[Hashable, bool]:
+    """The same of the arguments of a call, whatever is in its tensors.
+
+    Without `sizes` it is told of these only which are left open.
+    """
     tensors = {}
     for place, tensor in enumerate(node.inputs):
-        what = ("a tensor", place, tuple(tensor.shape), str(tensor.dtype))
+        shape = tuple(size if sizes or size is None else 0 for size in tensor.shape)
+        what = ("a tensor", place, shape, str(tensor.dtype))
         tensors[id(tensor)] = str(what)
-    opaque: list[Any] = []
-    return _describe(node.fill(tensors), opaque), not opaque
+    describer = _Describer(sizes)
+    return describer(node.fill(tensors)), not describer.opaque
 
 
 @functools.cache
@@ -60,33 +62,58 @@ def of_any_layer() -> frozenset[str]:
     return frozenset(vars(layer)) - {"weight", "parts"}
 
 
-def _describe(value, opaque: list) -> Hashable:
-    if isinstance(value, _PLAIN):
-        return type(value), value
-    if isinstance(value, _SILENT):
-        return None
-    if isinstance(value, keras.Variable):
-        if "float" in value.dtype:
-            return tuple(value.shape), value.dtype
-        value = keras.ops.convert_to_numpy(value)  # indices are as good as code
-    if isinstance(value, keras.random.SeedGenerator):
-        return "a seed"
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(_describe(part, opaque) for part in value)
-    if isinstance(value, dict):
-        pairs = value.items()
-        return "dict", tuple((repr(k), _describe(v, opaque)) for k, v in pairs)
-    if dataclasses.is_dataclass(value):
-        return type(value), _describe(vars(value), opaque)
-    if isinstance(value, types.FunctionType) and _is_global(value):
-        return value
-    if not isinstance(value, keras.KerasTensor) and keras.ops.is_tensor(value):
-        value = keras.ops.convert_to_numpy(value)
-    is_array = isinstance(value, (np.ndarray, np.generic))
-    if is_array and value.size <= _MOST and not value.dtype.hasobject:
-        return value.shape, str(value.dtype), value.tobytes()
-    opaque.append(value)
-    return id(value)
+class _Describer:
+    """From values to what they have in common with others that are alike.
+
+    Args:
+        sizes: whether weights must have the same shapes, or ranks alone.
+
+    Attributes:
+        opaque: whether something was met of which only what it is itself is known.
+    """
+
+    def __init__(self, sizes: bool = True):
+        self.opaque = False
+        self._sizes = sizes
+        self._layers: dict[int, int] = {}
+
+    def layer(self, layer) -> Hashable:
+        """What a layer is and remembers, the layers in it included."""
+        if id(layer) in self._layers:
+            return "a layer again", self._layers[id(layer)]
+        self._layers[id(layer)] = len(self._layers)
+        own = {k: v for k, v in vars(layer).items() if k not in of_any_layer()}
+        return type(layer), layer.compute_dtype, layer.autocast, self(own)
+
+    def __call__(self, value) -> Hashable:
+        if isinstance(value, _PLAIN):
+            return type(value), value
+        if isinstance(value, _SILENT):
+            return None
+        if isinstance(value, keras.Variable):
+            if "float" in value.dtype:
+                shape = tuple(value.shape)
+                return shape if self._sizes else len(shape), value.dtype
+            value = keras.ops.convert_to_numpy(value)  # indices are as good as code
+        if isinstance(value, keras.random.SeedGenerator):
+            return "a seed"
+        if isinstance(value, keras.layers.Layer):
+            return self.layer(value)
+        if isinstance(value, (list, tuple)):
+            return type(value), tuple(map(self, value))
+        if isinstance(value, dict):
+            return "dict", tuple((repr(k), self(v)) for k, v in value.items())
+        if dataclasses.is_dataclass(value):
+            return type(value), self(vars(value))
+        if isinstance(value, types.FunctionType) and _is_global(value):
+            return value
+        if not isinstance(value, keras.KerasTensor) and keras.ops.is_tensor(value):
+            value = keras.ops.convert_to_numpy(value)
+        is_array = isinstance(value, (np.ndarray, np.generic))
+        if is_array and value.size <= _MOST and not value.dtype.hasobject:
+            return value.shape, str(value.dtype), value.tobytes()
+        self.opaque = True
+        return id(value)
 
 
 def _is_global(function) -> bool:

@@ -5,7 +5,8 @@ running it. Channels are changed in groups, two for each bit of their number: if
 output channel depended on another input channel, one of the groups would hold the
 one and not the other. Then copies with fewer channels are made, as `compact` makes
 them, and must give those of the outputs. A layer that fails, or hides other layers,
-is a barrier.
+is a barrier. Of layers that differ in their sizes alone one is studied so; the others
+must show the same in fewer runs, or are studied too.
 
 All of this is done on samples of many scales and signs, with the weights that the
 layer has and with others: a gain that is zero when training starts hides what it
@@ -15,6 +16,7 @@ A large map is probed at a smaller size, and then once at its own.
 What is run is a copy of the layer: a call may change more than variables.
 """
 
+import contextlib
 import dataclasses
 import random
 import weakref
@@ -41,8 +43,10 @@ _MOST = 2**24  # elements: a larger tensor is not probed
 _OPEN_SIZES = ((5, 7, 3), (13, 11, 5), (32, 48, 16), (96, 64, 32))
 _SCALES = (1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
 _FEW = [1, 2, 4, 7, 8]  # of the samples of `_samples`, for other weights
+_FEWER = [2, 4, 7]  # for layers of which another of their kind was studied
 _BATCHES = (2, 5)
 _TRIES = 8  # of what is random, and may by chance come out otherwise
+_TELLING = 4  # channels, of which a layer tells something of others of its kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Finding:
         keeps_zero: whether zeros become zeros, whatever the weights.
         whole: whether the layer takes fewer channels as it is, and cannot be made
             from its config.
+        chance: whether it is random in training mode, as `_is_random` says.
     """
 
     reason: str | None = None
@@ -64,6 +69,7 @@ class Finding:
     config: tuple[str, ...] = ()
     keeps_zero: bool = False
     whole: bool = False
+    chance: str | None = None
 
 
 class _Refused(Exception):
@@ -88,15 +94,15 @@ def probe(layer, node: Node, axis: int, training: bool = False) -> Finding:
     Returns:
         A `Finding`. The layer is not changed.
     """
-    alike, tells_all = likeness(layer)
-    weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
-    arguments, tell_all = likeness_of_arguments(node)
-    key = (alike, weights, arguments, axis, training)
-    known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
+    key, tells_all = _key(layer, node, axis, training)
+    known = _FOUND if tells_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
+        kin, _ = _key(layer, node, axis, training, sizes=False)
         states = random.getstate(), np.random.get_state()
         try:
-            known[key] = _probe(layer, node, axis, training)
+            known[key] = _probe(layer, node, axis, training, known.get(kin))
+            if node.inputs[0].shape[axis] >= _TELLING:
+                known.setdefault(kin, known[key])
         except _Refused as refused:
             known[key] = Finding(str(refused))
         except Exception as error:
@@ -105,6 +111,22 @@ def probe(layer, node: Node, axis: int, training: bool = False) -> Finding:
             random.setstate(states[0])
             np.random.set_state(states[1])
     return known[key]
+
+
+def _key(layer, node, axis, training, sizes=True) -> tuple[tuple, bool]:
+    """What layers have in common of which one probe will do, and if that tells all.
+
+    Args:
+        layer, node, axis, training: as for `probe`.
+        sizes: whether their weights and tensors must have the same sizes.
+    """
+    alike, tells_all = likeness(layer, sizes)
+    arguments, tell_all = likeness_of_arguments(node, sizes)
+    weights = tuple(
+        (tuple(w.shape) if sizes else len(w.shape), w.dtype) for w in layer.weights
+    )
+    key = (alike, weights, arguments, axis, training, sizes)
+    return key, tells_all and tell_all
 
 
 def hidden_layers(layer) -> str | None:
@@ -119,11 +141,18 @@ def hidden_layers(layer) -> str | None:
     )
 
 
-def _probe(layer, node, axis, training) -> Finding:
+def _probe(layer, node, axis, training, kin: Finding | None) -> Finding:
     hidden = hidden_layers(layer)
     if hidden is not None:
         raise _Refused(hidden)
     subject = _Subject(copy_object(layer), node, axis)
+
+    def look(size) -> Finding:
+        if kin is not None:
+            with contextlib.suppress(Exception):
+                return _confirm(layer, subject, size, kin, is_kin=True)
+        return _study(layer, subject, size, training)
+
     shape = tuple(node.inputs[0].shape)
     sizes = [shape[1:]]
     if None in shape[1:]:
@@ -134,13 +163,12 @@ def _probe(layer, node, axis, training) -> Finding:
         smaller = subject.accepted([_shrunk(shape, axis)], most=1)
         if smaller:
             try:
-                found = _study(layer, subject, smaller[0], training)
-                return _confirm(layer, subject, sizes[0], found)
+                return _confirm(layer, subject, sizes[0], look(smaller[0]))
             except _Refused:  # perhaps only because of the size
                 pass
     if max(map(np.prod, sizes)) * len(node.inputs) > _MOST:
         raise _Refused("it is too large to be probed")
-    first = _study(layer, subject, sizes[0], training)
+    first = look(sizes[0])
     for size in sizes[1:]:
         first = _confirm(layer, subject, size, first)
     return first
@@ -199,8 +227,8 @@ class _Subject:
         args, kwargs = self.arguments(points)
         if takes_training(self.layer):
             kwargs["training"] = training
-        pairs = zip(self.layer.weights, weights or self.layer.weights, strict=True)
-        with keras.StatelessScope(list(pairs)):
+        own = self.layer.weights if weights else []
+        with keras.StatelessScope(list(zip(own, weights or [], strict=True))):
             if again:
                 self.layer.call(*args, **kwargs)
             output = self.layer.call(*args, **kwargs)
@@ -266,23 +294,47 @@ def _study(layer, subject, size, training) -> Finding:
     elif chance:
         _check_unseeded(subject, points, rng)
     keeps_zero = _keeps_zero(subject, [size], chance)
-    return dataclasses.replace(
-        _with_fewer(layer, subject, trials, rng), keeps_zero=keeps_zero
-    )
+    found = _with_fewer(layer, subject, trials, rng)
+    return dataclasses.replace(found, keeps_zero=keeps_zero, chance=chance)
 
 
-def _confirm(layer, subject, size, found: Finding) -> Finding:
-    """Probe at another size what was found at one: in one run for each mode."""
+def _confirm(layer, subject, size, found: Finding, is_kin=False) -> Finding:
+    """Probe at another size what was found at one, in a run or two for each mode.
+
+    Args:
+        layer, subject: the layer, and how it is run.
+        size: the size of a sample.
+        found: what was found at another size.
+        is_kin: whether of a layer with another number of channels. Then every channel
+            is looked at, with other weights too; and then `size` is small.
+    """
     rng = np.random.default_rng(1)
-    points = [_tiled(rng, size) for _ in range(subject.inputs)]
-    kept = np.sort(rng.permutation(subject.count)[: max(subject.count // 2, 1)])
-    narrow = [_take(p, kept, subject) for p in points]
-    small = _made(layer, subject, found, kept, narrow)
+    subject.chance = found.chance
+    weights: list = [None]
+    if is_kin:
+        points = [_samples(rng, size)[_FEWER] for _ in range(subject.inputs)]
+        weights += list(_draws(subject.layer, rng))[2:3]
+    else:
+        points = [_tiled(rng, size) for _ in range(subject.inputs)]
+    count, number = subject.count, max(subject.count // 2, 1)
+    some = np.sort(rng.permutation(count)[:number])
+    narrow = [_take(p, some, subject) for p in points]
+    small = _made(layer, subject, found, number, narrow)
+    if is_kin and _axes(subject.layer, small.layer, count, number) != found.weights:
+        raise _Refused(_NO_COPY)
+    subsets = [some, *_ends(count, number)] if is_kin else [some]
+    bits = None if is_kin else 1
     for mode in subject.modes[: 1 if subject.chance else 2]:
-        trial = _check_channels(subject, points, None, mode, rng, bits=1)
-        if not _agrees(subject, small, trial, kept, found.weights):
-            raise _Refused(_NO_COPY)
-    keeps_zero = found.keeps_zero and _keeps_zero(subject, [size], subject.chance)
+        for values in weights:
+            trial = _check_channels(subject, points, values, mode, rng, bits)
+            if not all(
+                _agrees(subject, small, trial, kept, found.weights)
+                for kept in (subsets if values is None else subsets[:1])
+            ):
+                raise _Refused(_NO_COPY)
+    keeps_zero = (is_kin or found.keeps_zero) and _keeps_zero(
+        subject, [size], subject.chance
+    )
     return dataclasses.replace(found, keeps_zero=keeps_zero)
 
 
@@ -426,11 +478,11 @@ def _check_batches(subject, trial) -> None:
     batches += [part for n in _BATCHES for part in ((0, n), (last - n, last))]
     for start, stop in batches:
 
-        def alike(part=slice(start, stop)):
+        def alike(again, part=slice(start, stop)):
             given = [array[part] for array in trial.points]
             result = subject.run(given, trial.weights, trial.training)
             expected = trial.output
-            if trial.training:  # it may be random after all
+            if again:
                 expected = subject.run(trial.points, trial.weights, True)
             return _close(result, expected[part], subject)
 
@@ -438,9 +490,14 @@ def _check_batches(subject, trial) -> None:
             raise _Refused("its output for one sample depends on the others")
 
 
-def _in_time(check: Callable[[], bool], training: bool) -> bool:
-    """Whether a check holds, by chance or always: what is rare may be random."""
-    return any(check() for _ in range(_TRIES if training else 1))
+def _in_time(check: Callable[[bool], bool], training: bool) -> bool:
+    """Whether a check holds, by chance or always: what is rare may be random.
+
+    Args:
+        check: the check; it is told whether to run all of it again.
+        training: whether in training mode.
+    """
+    return any(check(again > 0) for again in range(_TRIES if training else 1))
 
 
 def _close(received, expected, subject) -> bool:
@@ -545,16 +602,14 @@ def _with_fewer(layer, subject, trials, rng) -> Finding:
             bound = None
             for number in numbers:
                 some = np.sort(rng.permutation(count)[:number])
-                # What a layer does by the place of a channel shows at both ends.
-                ends = (np.arange(number), np.arange(count - number, count))
-                for kept in (some, *ends):
-                    points = [_take(p, kept, subject) for p in trials[0].points]
-                    small = _made(layer, subject, found, kept, points)
-                    axes = _axes(subject.layer, small.layer, count, number)
-                    if number < count:
-                        if bound not in (None, axes):
-                            raise _Refused(_NO_COPY)
-                        bound = axes
+                points = [_take(p, some, subject) for p in trials[0].points]
+                small = _made(layer, subject, found, number, points)
+                axes = _axes(subject.layer, small.layer, count, number)
+                if number < count:
+                    if bound not in (None, axes):
+                        raise _Refused(_NO_COPY)
+                    bound = axes
+                for kept in (some, *_ends(count, number)):
                     shown = trials if kept is some else trials[:1]
                     if not all(
                         _agrees(subject, small, trial, kept, axes) for trial in shown
@@ -566,6 +621,11 @@ def _with_fewer(layer, subject, trials, rng) -> Finding:
             continue
         return dataclasses.replace(found, weights=bound or ())
     raise _Refused(_NO_COPY)
+
+
+def _ends(count: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last channels: what a layer does by their place shows there."""
+    return np.arange(number), np.arange(count - number, count)
 
 
 def _routes(layer, subject) -> Iterator[Finding]:
@@ -590,13 +650,13 @@ def _routes(layer, subject) -> Iterator[Finding]:
         yield Finding(whole=True)
 
 
-def _made(layer, subject, found: Finding, kept, points) -> "_Subject":
-    """A copy that has those channels alone, built."""
+def _made(layer, subject, found: Finding, count: int, points) -> "_Subject":
+    """A copy that has so many channels, built."""
     if found.whole:
         small = copy_object(layer)
     else:
-        small = remake(layer, **dict.fromkeys(found.config, kept.size))
-    other = subject.with_fewer(small, kept.size)
+        small = remake(layer, **dict.fromkeys(found.config, count))
+    other = subject.with_fewer(small, count)
     args, kwargs = other.arguments([p[:2] for p in points])
     small(*args, **kwargs)  # builds it
     return other
@@ -630,9 +690,9 @@ def _agrees(subject, small, trial, kept, axes) -> bool:
         values[number] = np.take(values[number], kept, axis)
     narrow = [_take(array, kept, subject) for array in trial.points]
 
-    def alike():
+    def alike(again):
         expected = trial.output
-        if trial.training:
+        if again:
             expected = subject.run(trial.points, trial.weights, True)
         received = small.run(narrow, values, trial.training)
         return _close(received, _take(expected, kept, subject), subject)

@@ -414,6 +414,8 @@ def copy_object(layer):
 
 def _copy_special(copy: Copier, value):
     """Copies of what Keras and its backend know; see `Copier`."""
+    if type(value).__module__ == "builtins":  # most of it; to ask Keras takes long
+        return value if _is_function_of_keras(value) else NotImplemented
     if isinstance(value, keras.Variable):
         return _copy_variable(copy, value)
     if isinstance(value, keras.layers.Layer):
@@ -431,6 +433,13 @@ def _copy_special(copy: Copier, value):
     if keras.backend.backend() != "torch" and keras.ops.is_tensor(value):
         return value
     return _copy_table(value) if _is_table(value) else NotImplemented
+
+
+def _is_function_of_keras(value) -> bool:
+    """Whether a value is a function of Keras', such as `relu`, that holds nothing."""
+    return isinstance(value, types.FunctionType) and (
+        value.__closure__ is None and is_of_keras(value)
+    )
 
 
 # What belongs to no layer: a regularizer is the same for all that it is given to.

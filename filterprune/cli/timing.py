@@ -75,11 +75,13 @@ def interleaved(
     functions: Sequence[Callable[[], object]],
     rounds: Iterable[int],
     between: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> np.ndarray:
     """Seconds that functions take, `(functions, rounds)`.
 
     They take turns, forth and back, so that no one always comes after the same.
-    `between` is called before each, and its time is not counted.
+    `between` is called before each, and its time is not counted. `clock` tells the
+    time, such as `time.process_time` that of the processor.
     """
     taken = []
     for number in rounds:
@@ -87,9 +89,9 @@ def interleaved(
         times = np.zeros(len(functions))
         for i in order if number % 2 == 0 else reversed(order):
             between()
-            start = time.perf_counter()
+            start = clock()
             functions[i]()
-            times[i] = time.perf_counter() - start
+            times[i] = clock() - start
         taken.append(times)
     return np.array(taken).T
 

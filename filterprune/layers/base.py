@@ -223,7 +223,9 @@ class Masked(keras.layers.Wrapper):
             if name in plan.weights:
                 numbers = plan.weights[name]
                 gate = self._gates(plan, numbers.ravel(), value.dtype)
-                value = value * keras.ops.reshape(gate, numbers.shape)
+                if numbers.ndim > 1:
+                    gate = keras.ops.reshape(gate, numbers.shape)
+                value = value * gate
         return value
 
     def _gates(self, plan, numbers: np.ndarray, dtype):

@@ -268,6 +268,12 @@ def test_a_copy_shares_no_variable_with_its_original():
     assert copied.kept.owner is copied
 
 
+def test_functions_of_keras_are_not_copied():
+    """So that what is known of one is known of the copy's."""
+    layer = layers.Dense(4, activation="silu")
+    assert copy_object(layer).activation is keras.activations.silu
+
+
 def test_a_model_in_a_layer_is_copied_with_its_graph():
     class Holder(layers.Layer):
         def __init__(self):

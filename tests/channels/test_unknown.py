@@ -251,6 +251,64 @@ def test_equal_layers_are_probed_once(monkeypatch):
     assert len(probed) == 1
 
 
+@pytest.fixture
+def studied(monkeypatch):
+    """The layers that are studied in every way, with nothing known before."""
+    found = []
+    real = probing._study
+    monkeypatch.setattr(
+        probing,
+        "_study",
+        lambda layer, *args: found.append(layer) or real(layer, *args),
+    )
+    monkeypatch.setattr(probing, "_FOUND", {})
+    return found
+
+
+def at_widths(make, *widths):
+    x = y = keras.Input((6, 6, 3))
+    for number, width in enumerate(widths):
+        y = make(name=f"mine{number}")(layers.Conv2D(width, 1)(y))
+    return randomise(keras.Model(x, layers.Conv2D(2, 1)(y)))
+
+
+def test_one_of_layers_that_differ_in_their_sizes_alone_is_studied(studied):
+    model = at_widths(Affine, 8, 13, 3)
+    assert filterprune.analyze(model).barriers == ()
+    assert [layer.name for layer in studied] == ["mine0"]
+    compacted(model)
+
+
+class WideMeans(layers.Layer):
+    """Mixes channels if they are many, through a gain that is zero at first."""
+
+    def build(self, shape):
+        self.gain = self.add_weight(shape=(), initializer="zeros")
+
+    def call(self, x):
+        return x + self.gain * ops.mean(x, -1, keepdims=True) * (x.shape[-1] > 8)
+
+
+class WideHalves(layers.Layer):
+    """Does another thing to the last channels if they are many."""
+
+    def call(self, x):
+        half = 5 if x.shape[-1] > 8 else x.shape[-1]
+        return ops.concatenate([x[..., :half], ops.tanh(x[..., half:])], axis=-1)
+
+
+@pytest.mark.parametrize("make", [WideMeans, WideHalves])
+def test_what_a_layer_does_to_many_channels_alone_is_found(make, studied):
+    """After a layer of its kind that does no such thing."""
+    x = keras.Input((6, 6, 3))
+    y = make(name="mine0")(layers.Conv2D(8, 1)(x))
+    y = make(name="mine1")(layers.Conv2D(16, 1)(y))
+    model = keras.Model(x, layers.Conv2D(2, 1)(y))
+    (barrier,) = filterprune.analyze(model).barriers
+    assert f"`mine1` ({make.__name__})" in barrier
+    assert [layer.name for layer in studied] == ["mine0", "mine1"]
+
+
 def compacted(model, wrap=filterprune.wrap_model):
     masked = wrap(model)
     close_at_random(masked)
