@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from filterprune.channels.registry import calls_itself
+from filterprune.channels.registry import own_call
 from filterprune.channels.trace import (
     copy_object,
     copy_operation,
@@ -157,7 +157,7 @@ class Trial:
 
     def why_not(self, layer, function_of, args, kwargs) -> str | None:
         """Why this does not stand for the layer that was copied, or None."""
-        if calls_itself(type(layer)) and self._leaves_out():
+        if function_of(layer) is own_call and self._leaves_out():
             return "it has weights that it does not call a part with"
         if any(mask_of(y) is not None for y in self.model.outputs):
             return "it makes a mask that its parts alone do not hand on"

@@ -10,6 +10,7 @@ import keras
 from filterprune.channels.registry import unseen_axis
 from filterprune.channels.trace import (
     Graph,
+    complete_config,
     copy_object,
     copy_operation,
     free_name,
@@ -18,11 +19,18 @@ from filterprune.channels.trace import (
     is_graph,
     is_layer,
     model_in,
+    parts_of,
     replay,
     trace,
     without_mask,
 )
 from filterprune.errors import warn
+from filterprune.loading import (
+    can_dissolve,
+    hides_layers,
+    tied_models,
+    why_not_loaded,
+)
 
 
 def around(wrapper, model):
@@ -92,6 +100,12 @@ class Rebuilder:
         after: from an old operation to a layer to call on its output, or None.
         call: from an old operation, the new one and the arguments of a call to
             its outputs.
+        hidden: whether the model was saved without its layers until now; see
+            `filterprune.loading`.
+        dissolves: whether then a nested model that shares layers with what is
+            around it is replaced by its calls, because Keras cannot load it.
+        unloadable: from the names of layers that Keras will not load, though it
+            loads the model that they are hidden in, to why.
     """
 
     make: Callable[[Any], Any]
@@ -99,6 +113,9 @@ class Rebuilder:
     arguments: Callable = lambda op, args, kwargs: (args, kwargs)
     after: Callable = lambda op: None
     call: Callable = lambda old, op, args, kwargs: op(*args, **kwargs)
+    hidden: bool = False
+    dissolves: bool = True
+    unloadable: dict[str, str] = dataclasses.field(default_factory=dict)
     made: dict[int, Any] = dataclasses.field(default_factory=dict)
     _afters: dict[int, Any] = dataclasses.field(default_factory=dict)
     _names: set[str] = dataclasses.field(default_factory=set)
@@ -107,11 +124,12 @@ class Rebuilder:
     def rebuild(self, model):
         """The new model. The old one is not touched."""
         outer, self._names = self._names, trace(model).names
+        hidden, self.hidden = self.hidden, self.hidden or hides_layers(model)
         if isinstance(model, keras.Sequential):
             new = self._rebuild_sequential(model)
         else:
             new = self._rebuild_functional(trace(model))
-        self._names = outer
+        self._names, self.hidden = outer, hidden
         if not model.trainable:
             new.trainable = False
             for old, layer in self.pairs:
@@ -135,9 +153,19 @@ class Rebuilder:
                 new = self.make(op)
                 if is_layer(op) and new is not None:
                     self.pairs.append((op, new))
+                    if self.hidden:
+                        self.note_loading(op, new)
             self.made[id(op)] = new
             self._afters[id(op)] = self.after(op)
         return self.made[id(op)]
+
+    def note_loading(self, op, new) -> None:
+        """Let Keras load a new layer that was hidden, or note why it cannot."""
+        for part in (new, *parts_of(new)):
+            complete_config(part)
+        reason = why_not_loaded(op)
+        if reason is not None:
+            self.unloadable[op.name] = reason
 
     def _rebuild_sequential(self, model):
         new = keras.Sequential(name=model.name, trainable=model.trainable)
@@ -150,7 +178,12 @@ class Rebuilder:
         return new
 
     def _rebuild_functional(self, graph: Graph):
+        tied = tied_models(graph) if self.hidden and self.dissolves else ()
+        outer = {id(node.op) for node in graph.nodes}
+
         def call(node, args, kwargs):
+            if id(node.op) in tied and can_dissolve(node):
+                return self._dissolve(node.op, args, call, outer)
             op = self._op(node.op)
             args, kwargs = self.arguments(node.op, args, kwargs)
             if op is None:
@@ -164,6 +197,17 @@ class Rebuilder:
 
         inputs, outputs = replay(graph, inputs_like(graph, self.shape), call)
         return _model_alike(graph.model, inputs, outputs)
+
+    def _dissolve(self, model, args, call: Callable, outer: set[int]):
+        """Make the calls of a nested model in its place."""
+        graph = trace(model)
+        for node in graph.nodes:
+            if id(node.op) in outer or id(node.op) in self.made or is_graph(node.op):
+                continue
+            new = self._op(node.op)
+            if new is not None:
+                new.name = self.free_name(new.name)
+        return replay(graph, keras.tree.flatten(args), call)[1]
 
 
 def _model_alike(model, inputs, outputs):

@@ -392,6 +392,29 @@ def copy_operation(op, **changes):
     return fresh
 
 
+def complete_config(layer) -> None:
+    """Let Keras write the config of a layer whose arguments it has not noted.
+
+    Keras notes those of a class without `get_config`, if all are plain values: a
+    dtype policy in `Identity(dtype=policy)` is none, but every config has that. The
+    others are taken from the attributes of their names, if the layer has all.
+    """
+    try:
+        layer.get_config()
+    except NotImplementedError:
+        parameters = list(inspect.signature(type(layer).__init__).parameters.values())
+        names = {
+            parameter.name
+            for parameter in parameters[1:]
+            if parameter.kind
+            in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        } - {"name", "trainable", "dtype", "activity_regularizer"}
+        if all(hasattr(layer, name) for name in names):
+            noted = type(keras.layers.Identity()._auto_config)
+            given = {name: getattr(layer, name) for name in names}
+            vars(layer)["_auto_config"] = noted(**given)
+
+
 def _plain_number(value):
     return value.item() if isinstance(value, np.generic) else value
 
