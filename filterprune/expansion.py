@@ -1,6 +1,6 @@
 """Composite layers taken apart: what they call takes their place in the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -194,20 +194,24 @@ class _Expander(Rebuilder):
             reason = "it has weights of its own"
         elif any(mask_of(x) is not None for x in flat if is_symbolic(x)):
             reason = "Keras hands it a mask, which its parts alone do not hand on"
-        else:
+        for function_of in () if reason else self._ways(old):
             try:
-                trial = Trial(new, self._function, args, given)
-                reason = trial.why_not(old, self._function, args, given)
+                trial = Trial(new, function_of, args, given)
+                reason = trial.why_not(old, function_of, args, given)
             except Exception as error:
+                trial = None
                 reason = (
                     f"it cannot be called with symbolic tensors ({one_line(error)})"
                 )
+            if reason is None:
+                break
         if trial is None or reason is not None:
             self._give_up(old, str(reason))
             for part, own in zip(parts_of(new), parts_of(old)):
                 part.name = own.name
             return new(*args, **kwargs)
         parts = dict(zip(map(id, parts_of(trial.copy)), parts_of(new), strict=True))
+        names = {part.name for part in (new, *parts_of(new))}
 
         def twin(layer):
             found = parts.get(id(layer))
@@ -215,13 +219,26 @@ class _Expander(Rebuilder):
                 key = (id(new), layer.name)
                 if key not in self._extra:
                     self._extra[key] = copy_object(layer)
-                    if layer.name != new.name:  # it does not stand in its place
+                    if layer.name not in names:  # it stands for none of them
                         self._extra[key].name = self.free_name(layer.name)
                 found = self._extra[key]
-            self.note_loading(found, found)
             return found
 
-        return trial.play(args, given, twin, self.free_name)
+        outputs = trial.play(args, given, twin, self.free_name)
+        for node in trial.nodes:
+            if is_layer(node.op):
+                super().note_loading(node, twin(node.op), old)
+        return outputs
+
+    def _ways(self, old) -> Iterator[Callable]:
+        """Functions from a layer to how to do what it does, the best of them first."""
+        yield self._function
+        if any(in_other_words(part) is not None for part in parts_of(old)):
+            yield lambda part: self._function(part, hidden=False)
+
+    def note_loading(self, node, new, owner=None) -> None:
+        if self._function(node.op, self.hidden) is None:  # it was called as it is
+            super().note_loading(node, new, owner)
 
     def _give_up(self, layer, reason: str) -> None:
         self._given_up.add(id(layer))

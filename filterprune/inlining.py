@@ -120,6 +120,7 @@ class Trial:
 
     def __init__(self, layer, function_of, args, kwargs, training=None):
         self.layer = layer
+        self.function_of = function_of
         self.copy = copy_object(layer)
         self.inputs, own, named = _inputs_like(args, kwargs)
         self.outputs = inline(self.copy, function_of, own, named, training)
@@ -178,6 +179,9 @@ class Trial:
     def _leaves_out(self) -> bool:
         """Whether a weight of the layer is no variable of the model."""
         known = {id(variable) for variable in self.model.variables}
+        for part in parts_of(self.copy):
+            if self.function_of(part) not in (None, own_call):  # it sees to its own
+                known.update(map(id, part.weights))
         return not known.issuperset(id(weight) for weight in self.copy.weights)
 
     def _difference(self, layer, args, kwargs) -> str | None:

@@ -7,15 +7,20 @@ functional one, and Keras loads each layer from the config of that layer: with
 functions that it can find by name, for one.
 """
 
+import contextlib
+import dataclasses
 import inspect
 import json
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 
 import keras
 
-from filterprune.channels.registry import own_call
+from filterprune.channels.registry import layer_rule, own_call
+from filterprune.channels.remaking import FORGETS, why_not_alike
 from filterprune.channels.trace import (
+    Node,
     complete_config,
     copy_object,
     functional_arguments,
@@ -42,32 +47,43 @@ def why_not_loaded(op) -> str | None:
     Args:
         op: a layer, or another operation. It may be one that `complete_config` mends.
     """
+    op = _with_config(op)
     parts = [op, *(parts_of(op) if is_layer(op) else ())]
     own = [value for part in parts for value in _own_functions(part)]
-    try:
-        op.get_config()
-    except NotImplementedError:
-        op = copy_object(op)
-        complete_config(op)
-    except Exception as error:
-        return one_line(error, _MOST)
-    if not own and all(is_of_keras(type(part)) for part in parts):
-        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of lambdas
         try:
-            written = json.dumps(keras.saving.serialize_keras_object(op))
+            if not own and all(is_of_keras(type(part)) for part in parts):
+                op.get_config()
+                return None
+            config = keras.saving.serialize_keras_object(op)
+            written = json.dumps(config)
+            config["config"].pop("name", None)
+            key = (type(op), json.dumps(config), *own)
+        except NotImplementedError:
+            return "its class has no `get_config`"
         except Exception as error:
             return f"Keras cannot write its config: {one_line(error, _MOST)}"
-    key = (type(op), written, *map(id, own))
+    if not all(isinstance(one, FunctionType) and not one.__closure__ for one in own):
+        return _why_not_read(op, json.loads(written))  # objects are not kept alive
     if key not in _FOUND:
-        _FOUND[key] = own, _why_not_read(op, json.loads(written))
-    return _FOUND[key][1]
+        _FOUND[key] = _why_not_read(op, json.loads(written))
+    return _FOUND[key]
+
+
+def _with_config(op):
+    """The operation, or a copy of it that has a config."""
+    with contextlib.suppress(Exception):
+        op.get_config()
+        return op
+    op = copy_object(op)
+    with contextlib.suppress(Exception):
+        complete_config(op)
+    return op
 
 
 _MOST = 150  # characters of an error
-# What was found, with the objects whose ids are in the key.
-_FOUND: dict[tuple, tuple[list, str | None]] = {}
+_FOUND: dict[tuple, str | None] = {}
 
 
 def _own_functions(op) -> list:
@@ -100,6 +116,20 @@ def _why_not_read(op, written: dict) -> str | None:
     return None
 
 
+def why_not_the_same(node: Node) -> str | None:
+    """Why a layer would not come back from a file as it is, or None.
+
+    Args:
+        node: a call of the layer.
+    """
+    reason = why_not_loaded(node.op)
+    if reason is None and not is_of_keras(type(node.op)):
+        op = _with_config(node.op)
+        found = why_not_alike(op, dataclasses.replace(node, op=op))
+        reason = found if found == FORGETS else None
+    return reason
+
+
 def in_other_words(layer) -> Callable | None:
     """How to do what a layer does that no file can hold, or None.
 
@@ -109,6 +139,8 @@ def in_other_words(layer) -> Callable | None:
         `filterprune.inlining.Trial`, which finds out whether it computes the same.
     """
     if own_parts(layer) or why_not_loaded(layer) is None:
+        return None
+    if layer_rule(type(layer)) is not None and not is_of_keras(type(layer)):
         return None
     if not layer.variables:
         return own_call  # the operations that it calls
@@ -177,6 +209,14 @@ def can_dissolve(node) -> bool:
     )
 
 
+def _is_found(cls: type) -> bool:
+    """Whether Keras finds a class by its name."""
+    if cls.__module__.split(".", 1)[0] in ("keras", "keras_hub"):
+        return True
+    name = keras.saving.get_registered_name(cls)
+    return keras.saving.get_registered_object(name) is cls
+
+
 def warn_of_unloadable(model, reasons: dict[str, str]) -> None:
     """Warn of layers that Keras will not load, though it loads the original model.
 
@@ -184,7 +224,7 @@ def warn_of_unloadable(model, reasons: dict[str, str]) -> None:
         model: the original model.
         reasons: from the name of a layer to why.
     """
-    if not reasons:
+    if not reasons or not _is_found(type(model)):
         return
     listed = "; ".join(f"'{name}' ({why})" for name, why in list(reasons.items())[:3])
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""

@@ -30,6 +30,7 @@ from filterprune.loading import (
     hides_layers,
     tied_models,
     why_not_loaded,
+    why_not_the_same,
 )
 
 
@@ -153,26 +154,34 @@ class Rebuilder:
                 new = self.make(op)
                 if is_layer(op) and new is not None:
                     self.pairs.append((op, new))
-                    if self.hidden:
-                        self.note_loading(op, new)
             self.made[id(op)] = new
             self._afters[id(op)] = self.after(op)
         return self.made[id(op)]
 
-    def note_loading(self, op, new) -> None:
-        """Let Keras load a new layer that was hidden, or note why it cannot."""
+    def note_loading(self, node, new, owner=None) -> None:
+        """Let Keras load a layer that was hidden, or note why it cannot.
+
+        Args:
+            node: a call of the old layer.
+            new: the new one.
+            owner: the layer that it was a part of, if any.
+        """
         for part in (new, *parts_of(new)):
             complete_config(part)
-        reason = why_not_loaded(op)
-        if reason is not None:
-            self.unloadable[op.name] = reason
+        if owner is None or why_not_loaded(owner) is None:
+            reason = why_not_the_same(node)
+            if reason is not None:
+                self.unloadable[new.name] = reason
 
     def _rebuild_sequential(self, model):
         new = keras.Sequential(name=model.name, trainable=model.trainable)
         new.add(inputs_like(trace(model), self.shape)[0])
-        for layer in model.layers:
+        for node in trace(model).nodes:
+            layer = node.op
             if self._op(layer) is not None:
                 new.add(self._op(layer))
+                if self.hidden and not is_graph(layer):
+                    self.note_loading(node, self._op(layer))
             if self._afters[id(layer)] is not None:
                 new.add(self._afters[id(layer)])
         return new
@@ -192,6 +201,8 @@ class Rebuilder:
                 if is_layer(op):
                     kwargs = without_mask(op, kwargs)
                 outputs = self.call(node.op, op, args, kwargs)
+                if self.hidden and is_layer(op) and not is_graph(op):
+                    self.note_loading(node, op)
             after = self._afters[id(node.op)]
             return outputs if after is None else after(outputs)
 

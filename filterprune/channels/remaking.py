@@ -30,6 +30,7 @@ from filterprune.channels.trace import (
 
 _SIZES = (6, 16, 64, 4)  # what to take for sizes that are not known
 _TOLERANCE = 1e-4
+FORGETS = "its config does not tell all that its `call` uses"
 
 
 def remake(layer, /, **config):
@@ -104,13 +105,18 @@ def why_not_remade(layer, node: Node, sizes) -> str | None:
         reason = _why_not_resized(layer, sizes)
         if reason is not None:
             return reason
+    return why_not_alike(layer, node)
+
+
+def why_not_alike(layer, node: Node) -> str | None:
+    """Why a layer made from the config does not stand for the layer, or None."""
     alike, tells_all = likeness(layer)
     arguments, tell_all = likeness_of_arguments(node)
     weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
     key = (alike, weights, arguments)
     known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
-        known[key] = _why_not_alike(layer, node)
+        known[key] = _find_why_not_alike(layer, node)
     return known[key]
 
 
@@ -160,16 +166,14 @@ def _trials(layer, config, entries):
         yield {key: size // least for key, size in entries.items()}
 
 
-def _why_not_alike(layer, node: Node) -> str | None:
-    """Why a layer made from the config does not stand for the layer, or None."""
-    told = "its config does not tell all that its `call` uses"
+def _find_why_not_alike(layer, node: Node) -> str | None:
     try:
         new = remake(layer)
         build_alike(layer, new)
         if [tuple(w.shape) for w in new.weights] != [
             tuple(w.shape) for w in layer.weights
         ]:
-            return told
+            return FORGETS
     except Exception as error:
         return f"it cannot be made from its config ({error})"
     old = copy_object(layer)  # a call may change more than variables
@@ -190,7 +194,7 @@ def _why_not_alike(layer, node: Node) -> str | None:
             [own, drawn] if own else [own], [False, True]
         ):
             if not _are_alike(old, new, arguments, weights, training):
-                return told
+                return FORGETS
         return None
     return reason
 
