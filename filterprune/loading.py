@@ -18,7 +18,7 @@ from types import FunctionType
 import keras
 
 from filterprune.channels.registry import layer_rule, own_call
-from filterprune.channels.remaking import FORGETS, why_not_alike
+from filterprune.channels.remaking import NOT_RUN, why_not_alike
 from filterprune.channels.trace import (
     Node,
     complete_config,
@@ -125,8 +125,8 @@ def why_not_the_same(node: Node) -> str | None:
     reason = why_not_loaded(node.op)
     if reason is None and not is_of_keras(type(node.op)):
         op = _with_config(node.op)
-        found = why_not_alike(op, dataclasses.replace(node, op=op))
-        reason = found if found == FORGETS else None
+        found = why_not_alike(op, dataclasses.replace(node, op=op)) or NOT_RUN
+        reason = None if found.startswith(NOT_RUN) else one_line(found, _MOST)
     return reason
 
 

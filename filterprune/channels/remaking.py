@@ -20,6 +20,7 @@ from filterprune.channels.likeness import likeness, likeness_of_arguments
 from filterprune.channels.registry import known_type
 from filterprune.channels.trace import (
     Node,
+    complete_config,
     copy_object,
     forgotten_config,
     is_layer,
@@ -30,7 +31,8 @@ from filterprune.channels.trace import (
 
 _SIZES = (6, 16, 64, 4)  # what to take for sizes that are not known
 _TOLERANCE = 1e-4
-FORGETS = "its config does not tell all that its `call` uses"
+_FORGETS = "its config does not tell all that its `call` uses"
+NOT_RUN = "it cannot be run on its own"
 
 
 def remake(layer, /, **config):
@@ -55,6 +57,7 @@ def config_of(layer) -> dict:
         shell = object.__new__(type(layer))
         for key, value in vars(layer).items():
             shell.__dict__[key] = None if _is_own(value) else value
+        complete_config(shell)
         return shell.get_config()
 
 
@@ -173,7 +176,7 @@ def _find_why_not_alike(layer, node: Node) -> str | None:
         if [tuple(w.shape) for w in new.weights] != [
             tuple(w.shape) for w in layer.weights
         ]:
-            return FORGETS
+            return _FORGETS
     except Exception as error:
         return f"it cannot be made from its config ({error})"
     old = copy_object(layer)  # a call may change more than variables
@@ -183,7 +186,7 @@ def _find_why_not_alike(layer, node: Node) -> str | None:
         try:
             _run(old, arguments)
         except Exception as error:
-            reason = f"it cannot be run on its own: {error}"
+            reason = f"{NOT_RUN}: {error}"
             continue
         own = [keras.ops.convert_to_numpy(weight) for weight in layer.weights]
         drawn = [
@@ -194,7 +197,7 @@ def _find_why_not_alike(layer, node: Node) -> str | None:
             [own, drawn] if own else [own], [False, True]
         ):
             if not _are_alike(old, new, arguments, weights, training):
-                return FORGETS
+                return _FORGETS
         return None
     return reason
 

@@ -401,7 +401,9 @@ def complete_config(layer) -> None:
     """
     try:
         layer.get_config()
-    except NotImplementedError:
+    except Exception as error:
+        if not isinstance(error, NotImplementedError):
+            return
         parameters = list(inspect.signature(type(layer).__init__).parameters.values())
         names = {
             parameter.name
