@@ -226,8 +226,8 @@ class _Expander(Rebuilder):
 
         outputs = trial.play(args, given, twin, self.free_name)
         for node in trial.nodes:
-            if is_layer(node.op):
-                super().note_loading(node, twin(node.op), old)
+            new = twin(node.op) if is_layer(node.op) else node.op
+            super().note_loading(node, new, old)
         return outputs
 
     def _ways(self, old) -> Iterator[Callable]:

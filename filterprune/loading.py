@@ -77,8 +77,7 @@ def _with_config(op):
         op.get_config()
         return op
     op = copy_object(op)
-    with contextlib.suppress(Exception):
-        complete_config(op)
+    complete_config(op)
     return op
 
 
@@ -117,13 +116,13 @@ def _why_not_read(op, written: dict) -> str | None:
 
 
 def why_not_the_same(node: Node) -> str | None:
-    """Why a layer would not come back from a file as it is, or None.
+    """Why an operation would not come back from a file as it is, or None.
 
     Args:
-        node: a call of the layer.
+        node: a call of it.
     """
     reason = why_not_loaded(node.op)
-    if reason is None and not is_of_keras(type(node.op)):
+    if reason is None and is_layer(node.op) and not is_of_keras(type(node.op)):
         op = _with_config(node.op)
         found = why_not_alike(op, dataclasses.replace(node, op=op)) or NOT_RUN
         reason = None if found.startswith(NOT_RUN) else one_line(found, _MOST)

@@ -159,14 +159,14 @@ class Rebuilder:
         return self.made[id(op)]
 
     def note_loading(self, node, new, owner=None) -> None:
-        """Let Keras load a layer that was hidden, or note why it cannot.
+        """Let Keras load an operation that was hidden, or note why it cannot.
 
         Args:
-            node: a call of the old layer.
+            node: a call of the old operation.
             new: the new one.
             owner: the layer that it was a part of, if any.
         """
-        for part in (new, *parts_of(new)):
+        for part in (new, *parts_of(new)) if is_layer(new) else ():
             complete_config(part)
         if owner is None or why_not_loaded(owner) is None:
             reason = why_not_the_same(node)
@@ -191,8 +191,10 @@ class Rebuilder:
         outer = {id(node.op) for node in graph.nodes}
 
         def call(node, args, kwargs):
-            if id(node.op) in tied and can_dissolve(node):
-                return self._dissolve(node.op, args, call, outer)
+            if id(node.op) in tied:
+                if can_dissolve(node):
+                    return self._dissolve(node.op, args, call, outer)
+                self.unloadable[node.op.name] = "it shares layers with what is around"
             op = self._op(node.op)
             args, kwargs = self.arguments(node.op, args, kwargs)
             if op is None:
@@ -201,7 +203,7 @@ class Rebuilder:
                 if is_layer(op):
                     kwargs = without_mask(op, kwargs)
                 outputs = self.call(node.op, op, args, kwargs)
-                if self.hidden and is_layer(op) and not is_graph(op):
+                if self.hidden and not is_graph(op):
                     self.note_loading(node, op)
             after = self._afters[id(node.op)]
             return outputs if after is None else after(outputs)

@@ -4,6 +4,7 @@ import warnings
 
 import builders
 import keras
+import numpy as np
 import pytest
 from builders import randomise
 from exactness import close_at_random
@@ -89,6 +90,7 @@ class Configs(Whole):
         x = layers.Dense(width, name="first")(x)
         x = layers.Identity(dtype=POLICY, name="same")(x)
         x = Gain(power=2, dtype=POLICY, name="gain")(x)
+        x = ops.roll(x, np.int64(2), axis=-1)
         return layers.Dense(3, name="head")(x)
 
 
@@ -100,7 +102,7 @@ class Tied(Whole):
         tied = layers.Dense(width, name="tied")
         bodies = []
         for name in ("body", "twin"):
-            inner = keras.Input((width,))
+            inner = keras.Input((width,), name="x")
             y = layers.Dense(6, activation="relu", name="own")(tied(inner))
             y = layers.Dense(width, name="back")(y)
             bodies.append(keras.Model({"x": inner}, y, name=name))
