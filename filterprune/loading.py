@@ -8,7 +8,6 @@ functions that it can find by name, for one.
 """
 
 import contextlib
-import dataclasses
 import inspect
 import json
 import warnings
@@ -30,6 +29,7 @@ from filterprune.channels.trace import (
     own_parts,
     parts_of,
     trace,
+    without_mask,
 )
 from filterprune.errors import one_line, warn
 
@@ -108,10 +108,6 @@ def _why_not_read(op, written: dict) -> str | None:
         value = getattr(op, key, None)
         if inspect.isfunction(value) and getattr(new, key, None) is not value:
             return f"its `{key}` would come back as another function"
-    if getattr(op, "built", False) and getattr(new, "built", False):
-        shapes = [[tuple(w.shape) for w in one.weights] for one in (op, new)]
-        if shapes[0] != shapes[1]:
-            return "it would come back with other weights"
     return None
 
 
@@ -124,9 +120,25 @@ def why_not_the_same(node: Node) -> str | None:
     reason = why_not_loaded(node.op)
     if reason is None and is_layer(node.op) and not is_of_keras(type(node.op)):
         op = _with_config(node.op)
-        found = why_not_alike(op, dataclasses.replace(node, op=op)) or NOT_RUN
+        found = why_not_alike(op, node, _loaded) or NOT_RUN
         reason = None if found.startswith(NOT_RUN) else one_line(found, _MOST)
     return reason
+
+
+def _loaded(layer, node: Node):
+    """The layer as Keras loads it, built by its config or when it is called."""
+    new = keras.saving.deserialize_keras_object(
+        json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+    )
+    fresh = {
+        id(x): keras.KerasTensor(x.shape, x.dtype, x.sparse, name="x")
+        for x in node.inputs
+    }
+    args, kwargs = node.fill(fresh)
+    new(*args, **without_mask(new, kwargs))
+    if layer.weights:
+        new.set_weights(layer.get_weights())
+    return new
 
 
 def in_other_words(layer) -> Callable | None:

@@ -172,10 +172,21 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     chosen = _to_mask(analysis)
     if not chosen:
         warn(f"{nothing_to_prune(analysis)}. The wrapped model has no gates.")
-    masked = _wrap_chosen(model, chosen, hidden=hidden)
+    if hidden and not chosen:  # the class can go on saving itself
+        masked = _copied(plain)
+    else:
+        masked = _wrap_chosen(model, chosen, hidden=hidden)
     if verify is not False:
         verify_wrapped(plain, masked, inputs)
     return masked
+
+
+def _copied(model):
+    """A copy of a model, of its own class."""
+    new = copy_whole(model)
+    if model.compiled:
+        recompile(model, new)
+    return new
 
 
 def wrap_paths(model, paths, keep_state=False):

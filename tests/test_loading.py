@@ -262,6 +262,22 @@ def test_layers_that_cannot_be_loaded_are_named():
     builders.assert_same_outputs(masked, small)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Closed(Whole):
+    def make(self, x, width):
+        return layers.Dense(3, name="head")(Unknown(name="unknown")(x))
+
+
+def test_a_model_of_which_nothing_can_be_pruned_keeps_its_class(tmp_path):
+    model = builders.compiled(randomise(Closed()))
+    with pytest.warns(filterprune.PruningWarning, match="can be pruned") as caught:
+        masked = filterprune.wrap_model(model)
+    assert len(caught) == 1
+    assert type(masked) is Closed and masked.compiled
+    assert not {id(w) for w in model.weights} & {id(w) for w in masked.weights}
+    builders.assert_same_outputs(masked, loaded(masked, tmp_path))
+
+
 def test_a_part_whose_weights_its_composite_makes_is_named():
     inputs = keras.Input((5,))
     x = Parent(name="parent")(layers.Dense(8, name="first")(inputs))

@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -111,15 +112,22 @@ def why_not_remade(layer, node: Node, sizes) -> str | None:
     return why_not_alike(layer, node)
 
 
-def why_not_alike(layer, node: Node) -> str | None:
-    """Why a layer made from the config does not stand for the layer, or None."""
+def why_not_alike(layer, node: Node, remade: Callable | None = None) -> str | None:
+    """Why a layer made from the config does not stand for the layer, or None.
+
+    Args:
+        layer: the layer.
+        node: a call of it.
+        remade: from both to that layer, with the same weights. Defaults to one made
+            by `remake` and built by itself.
+    """
     alike, tells_all = likeness(layer)
     arguments, tell_all = likeness_of_arguments(node)
     weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
-    key = (alike, weights, arguments)
+    key = (remade, alike, weights, arguments)
     known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
-        known[key] = _find_why_not_alike(layer, node)
+        known[key] = _find_why_not_alike(layer, node, remade or _remade)
     return known[key]
 
 
@@ -169,10 +177,15 @@ def _trials(layer, config, entries):
         yield {key: size // least for key, size in entries.items()}
 
 
-def _find_why_not_alike(layer, node: Node) -> str | None:
+def _remade(layer, node: Node):
+    new = remake(layer)
+    build_alike(layer, new)
+    return new
+
+
+def _find_why_not_alike(layer, node: Node, remade: Callable) -> str | None:
     try:
-        new = remake(layer)
-        build_alike(layer, new)
+        new = remade(layer, node)
         if [tuple(w.shape) for w in new.weights] != [
             tuple(w.shape) for w in layer.weights
         ]:
