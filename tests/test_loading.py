@@ -272,7 +272,7 @@ def test_a_model_of_which_nothing_can_be_pruned_keeps_its_class(tmp_path):
     model = builders.compiled(randomise(Closed()))
     with pytest.warns(filterprune.PruningWarning, match="can be pruned") as caught:
         masked = filterprune.wrap_model(model)
-    assert len(caught) == 1
+    assert sum(w.category is filterprune.PruningWarning for w in caught) == 1
     assert type(masked) is Closed and masked.compiled
     assert not {id(w) for w in model.weights} & {id(w) for w in masked.weights}
     builders.assert_same_outputs(masked, loaded(masked, tmp_path))
