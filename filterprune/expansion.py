@@ -1,12 +1,12 @@
 """Composite layers taken apart: what they call takes their place in the model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 from filterprune.channels.likeness import likeness, likeness_of_arguments
-from filterprune.channels.registry import calls_itself, composite_call, layer_rule
+from filterprune.channels.registry import composite_call, layer_rule, own_call
 from filterprune.channels.trace import (
     Node,
     check_model,
@@ -25,6 +25,11 @@ from filterprune.inlining import (
     Trial,
     has_own_weights,
     is_symbolic,
+)
+from filterprune.loading import (
+    hides_layers,
+    in_other_words,
+    warn_of_unloadable,
 )
 from filterprune.rebuilding import Rebuilder, copy_whole
 from filterprune.verification import is_same
@@ -75,22 +80,31 @@ def expand(model, layers=()):
     masked = filterprune.wrap_model(filterprune.expand(blocks, [FeedForward]))
     ```
     """
+    return expand_but(model, lambda layer: False, layers, tell=True)[0]
+
+
+def expand_but(
+    model, kept: Callable, layers: Any = (), dissolves: bool = True, tell: bool = False
+) -> tuple[Any, list]:
+    """Expand composite layers, but for those for which `kept` is true.
+
+    Args:
+        model: as for `expand`.
+        kept: which layers to leave alone.
+        layers: as for `expand`.
+        dissolves: see `Rebuilder`.
+        tell: whether to warn of layers that a file of the result cannot hold.
+
+    Returns:
+        The new model, and the runs of `model` that it was compared in.
+    """
     check_model(model)
     asked = [layers] if isinstance(layers, type) else list(layers)
     if not all(isinstance(cls, type) for cls in asked):
         raise TypeError(
             f"Expected `layers` to be layer classes. Received: layers={layers!r}"
         )
-    return expand_but(model, lambda layer: False, asked)[0]
-
-
-def expand_but(model, kept: Callable, asked: Iterable[type] = ()) -> tuple[Any, list]:
-    """Expand composite layers, but for those for which `kept` is true.
-
-    Returns:
-        The new model, and the runs of `model` that it was compared in.
-    """
-    expander = _Expander(kept, tuple(asked))
+    expander = _Expander(kept, tuple(asked), dissolves)
     if not expander.has_some(model):
         return model, []
     whole = expander.rebuild(model)
@@ -103,6 +117,8 @@ def expand_but(model, kept: Callable, asked: Iterable[type] = ()) -> tuple[Any, 
                 "are expanded. Please report it; the model is unharmed."
             )
         return model, runs
+    if tell:
+        warn_of_unloadable(model, expander.unloadable)
     if model.compiled:
         recompile(model, whole)
     return whole, runs
@@ -114,21 +130,25 @@ class _Expander(Rebuilder):
     Args:
         kept: which layers to leave alone.
         asked: layer classes to expand that are not declared.
+        dissolves: see `Rebuilder`.
     """
 
-    def __init__(self, kept: Callable, asked: tuple):
-        super().__init__(self._make, call=self._call)
+    def __init__(self, kept: Callable, asked: tuple, dissolves: bool):
+        super().__init__(self._make, call=self._call, dissolves=dissolves)
         self._kept = kept
         self._asked = asked
         self._given_up: set[int] = set()
         self._extra: dict[tuple, Any] = {}
         self._trials: dict[tuple, tuple[Trial, str | None]] = {}
 
-    def has_some(self, model) -> bool:
-        """Whether there is a layer to expand."""
+    def has_some(self, model, hidden: bool = False) -> bool:
+        """Whether there is a layer to expand, or to put in other words."""
+        hidden = hidden or self.hidden or hides_layers(model)
         ops = [node.op for node in trace(model).nodes]
         return any(
-            self.has_some(op) if is_graph(op) else self._function(op) is not None
+            self.has_some(op, hidden)
+            if is_graph(op)
+            else self._function(op, hidden) is not None
             for op in ops
         )
 
@@ -137,21 +157,29 @@ class _Expander(Rebuilder):
             return self._rebuild_functional(trace(model))
         return super()._rebuild_sequential(model)
 
-    def _function(self, op) -> Callable | None:
-        """How an operation calls its parts, if it is a composite to expand."""
+    def _function(self, op, hidden: bool = True) -> Callable | None:
+        """How to do what an operation does by other layers and operations, or None.
+
+        Args:
+            op: an operation.
+            hidden: whether it is a layer of a composite, or of a model, that is
+                saved without it.
+        """
         if not is_layer(op) or id(op) in self._given_up or self._kept(op):
             return None
-        if not own_parts(op) or is_graph(op):
+        if is_graph(op):
             return None
+        if not own_parts(op):
+            return in_other_words(op) if hidden else None
         if type(op) in self._asked:
-            return composite_call(type(op)) or _own_call
+            return composite_call(type(op)) or own_call
         if layer_rule(type(op)) is not None:
             return None
         return composite_call(type(op))
 
     def _make(self, op):
         new = copy_whole(op)
-        if self._function(op) is not None:
+        if self._function(op, self.hidden) is not None:
             self._name_parts(new)
         return new
 
@@ -163,28 +191,33 @@ class _Expander(Rebuilder):
                 self._name_parts(part)
 
     def _call(self, old, new, args, kwargs):
-        if self._function(old) is None:
+        function = self._function(old, self.hidden)
+        if function is None:
             return new(*args, **kwargs)
         given = {key: value for key, value in kwargs.items() if key != "training"}
         flat = keras.tree.flatten((args, given))
         trial = reason = None
-        if calls_itself(type(old)) and has_own_weights(old):
+        if function is own_call and has_own_weights(old):
             reason = "it has weights of its own"
         elif any(mask_of(x) is not None for x in flat if is_symbolic(x)):
             reason = "Keras hands it a mask, which its parts alone do not hand on"
-        else:
+        for function_of in () if reason else self._ways(old):
             try:
-                trial, reason = self._trial(old, new, args, given)
+                trial, reason = self._trial(function_of, old, new, args, given)
             except Exception as error:
+                trial = None
                 reason = (
                     f"it cannot be called with symbolic tensors ({one_line(error)})"
                 )
+            if reason is None:
+                break
         if trial is None or reason is not None:
             self._give_up(old, str(reason))
             for part, own in zip(parts_of(new), parts_of(old)):
                 part.name = own.name
             return new(*args, **kwargs)
         parts = dict(zip(map(id, parts_of(trial.copy)), parts_of(new), strict=True))
+        names = {part.name for part in (new, *parts_of(new))}
 
         def twin(layer):
             found = parts.get(id(layer))
@@ -192,13 +225,28 @@ class _Expander(Rebuilder):
                 key = (id(new), layer.name)
                 if key not in self._extra:
                     self._extra[key] = copy_object(layer)
-                    self._extra[key].name = self.free_name(layer.name)
+                    if layer.name not in names:  # it stands for none of them
+                        self._extra[key].name = self.free_name(layer.name)
                 found = self._extra[key]
             return found
 
-        return trial.play(args, given, twin, self.free_name)
+        outputs = trial.play(args, given, twin, self.free_name)
+        for node in trial.nodes:
+            new = twin(node.op) if is_layer(node.op) else node.op
+            super().note_loading(node, new, old)
+        return outputs
 
-    def _trial(self, old, new, args, kwargs) -> tuple[Trial, str | None]:
+    def _ways(self, old) -> Iterator[Callable]:
+        """Functions from a layer to how to do what it does, the best of them first."""
+        yield self._function
+        if any(in_other_words(part) is not None for part in parts_of(old)):
+            yield lambda part: self._function(part, hidden=False)
+
+    def note_loading(self, node, new, owner=None) -> None:
+        if self._function(node.op, self.hidden) is None:  # it was called as it is
+            super().note_loading(node, new, owner)
+
+    def _trial(self, function_of, old, new, args, kwargs) -> tuple[Trial, str | None]:
         """A trial of a call, and why it does not stand for it.
 
         Layers that are alike, as the blocks of a net, share one.
@@ -206,16 +254,19 @@ class _Expander(Rebuilder):
         tensors = tuple(x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x))
         alike, tells_all = likeness(old)
         how, tell_all = likeness_of_arguments(Node(old, args, kwargs, tensors, ()))
-        key = (alike, how, *map(self._function, parts_of(old)))
+        key = (alike, how, *map(function_of, parts_of(old)))
         if key in self._trials:
             return self._trials[key]
-        trial = Trial(new, self._function, args, kwargs)
-        found = trial, trial.why_not(old, self._function, args, kwargs)
+        trial = Trial(new, function_of, args, kwargs)
+        found = trial, trial.why_not(old, function_of, args, kwargs)
         if tells_all and tell_all:
             self._trials[key] = found
         return found
 
     def _give_up(self, layer, reason: str) -> None:
+        self._given_up.add(id(layer))
+        if not own_parts(layer):  # which is not asked for
+            return
         message = (
             f"The composite layer '{layer.name}' (of type {type(layer).__name__}) "
             f"cannot be expanded: {reason}."
@@ -224,8 +275,3 @@ class _Expander(Rebuilder):
             raise ValueError(f"{message} Write a rule for it, or leave it as it is.")
         if not type(layer).__module__.startswith("keras_hub."):  # not asked for
             warn(f"{message} It is kept.")
-        self._given_up.add(id(layer))
-
-
-def _own_call(layer, *args, **kwargs):
-    return layer.call(*args, **kwargs)

@@ -14,6 +14,7 @@ from filterprune.channels.rules.normalization import affine_of
 from filterprune.channels.trace import check_model, is_of_keras
 from filterprune.compiling import recompile
 from filterprune.gates import is_masked
+from filterprune.loading import warn_of_unloadable
 from filterprune.rebuilding import Rebuilder, copy_whole
 from filterprune.verification import verify_folded
 
@@ -67,7 +68,9 @@ def fold_batch_norm(model):
     found = _foldable(flow(model))
     if not found:
         return model
-    small = _Folder(found).rebuild(model)
+    folder = _Folder(found)
+    small = folder.rebuild(model)
+    warn_of_unloadable(model, folder.unloadable)
     verify_folded(model, small)
     if model.compiled:
         recompile(model, small)

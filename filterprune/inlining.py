@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from filterprune.channels.registry import calls_itself
+from filterprune.channels.registry import own_call
 from filterprune.channels.trace import (
     copy_object,
     copy_operation,
@@ -120,6 +120,7 @@ class Trial:
 
     def __init__(self, layer, function_of, args, kwargs, training=None):
         self.layer = layer
+        self.function_of = function_of
         self.copy = copy_object(layer)
         self.inputs, own, named = _inputs_like(args, kwargs)
         self.outputs = inline(self.copy, function_of, own, named, training)
@@ -157,7 +158,7 @@ class Trial:
 
     def why_not(self, layer, function_of, args, kwargs) -> str | None:
         """Why this does not stand for the layer that was copied, or None."""
-        if calls_itself(type(layer)) and self._leaves_out():
+        if function_of(layer) is own_call and self._leaves_out():
             return "it has weights that it does not call a part with"
         if any(mask_of(y) is not None for y in self.model.outputs):
             return "it makes a mask that its parts alone do not hand on"
@@ -178,6 +179,9 @@ class Trial:
     def _leaves_out(self) -> bool:
         """Whether a weight of the layer is no variable of the model."""
         known = {id(variable) for variable in self.model.variables}
+        for part in parts_of(self.copy):
+            if self.function_of(part) not in (None, own_call):  # it sees to its own
+                known.update(map(id, part.weights))
         return not known.issuperset(id(weight) for weight in self.copy.weights)
 
     def _difference(self, layer, args, kwargs) -> str | None:

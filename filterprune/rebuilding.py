@@ -10,6 +10,7 @@ import keras
 from filterprune.channels.registry import unseen_axis
 from filterprune.channels.trace import (
     Graph,
+    complete_config,
     copy_object,
     copy_operation,
     free_name,
@@ -18,11 +19,19 @@ from filterprune.channels.trace import (
     is_graph,
     is_layer,
     model_in,
+    parts_of,
     replay,
     trace,
     without_mask,
 )
 from filterprune.errors import warn
+from filterprune.loading import (
+    can_dissolve,
+    hides_layers,
+    tied_models,
+    why_not_loaded,
+    why_not_the_same,
+)
 
 
 def around(wrapper, model):
@@ -92,6 +101,12 @@ class Rebuilder:
         after: from an old operation to a layer to call on its output, or None.
         call: from an old operation, the new one and the arguments of a call to
             its outputs.
+        hidden: whether the model was saved without its layers until now; see
+            `filterprune.loading`.
+        dissolves: whether then a nested model that shares layers with what is
+            around it is replaced by its calls, because Keras cannot load it.
+        unloadable: from the names of layers that Keras will not load, though it
+            loads the model that they are hidden in, to why.
     """
 
     make: Callable[[Any], Any]
@@ -99,6 +114,9 @@ class Rebuilder:
     arguments: Callable = lambda op, args, kwargs: (args, kwargs)
     after: Callable = lambda op: None
     call: Callable = lambda old, op, args, kwargs: op(*args, **kwargs)
+    hidden: bool = False
+    dissolves: bool = True
+    unloadable: dict[str, str] = dataclasses.field(default_factory=dict)
     made: dict[int, Any] = dataclasses.field(default_factory=dict)
     _afters: dict[int, Any] = dataclasses.field(default_factory=dict)
     _names: set[str] = dataclasses.field(default_factory=set)
@@ -107,11 +125,12 @@ class Rebuilder:
     def rebuild(self, model):
         """The new model. The old one is not touched."""
         outer, self._names = self._names, trace(model).names
+        hidden, self.hidden = self.hidden, self.hidden or hides_layers(model)
         if isinstance(model, keras.Sequential):
             new = self._rebuild_sequential(model)
         else:
             new = self._rebuild_functional(trace(model))
-        self._names = outer
+        self._names, self.hidden = outer, hidden
         if not model.trainable:
             new.trainable = False
             for old, layer in self.pairs:
@@ -139,18 +158,43 @@ class Rebuilder:
             self._afters[id(op)] = self.after(op)
         return self.made[id(op)]
 
+    def note_loading(self, node, new, owner=None) -> None:
+        """Let Keras load an operation that was hidden, or note why it cannot.
+
+        Args:
+            node: a call of the old operation.
+            new: the new one.
+            owner: the layer that it was a part of, if any.
+        """
+        for part in (new, *parts_of(new)) if is_layer(new) else ():
+            complete_config(part)
+        if owner is None or why_not_loaded(owner) is None:
+            reason = why_not_the_same(node)
+            if reason is not None:
+                self.unloadable[new.name] = reason
+
     def _rebuild_sequential(self, model):
         new = keras.Sequential(name=model.name, trainable=model.trainable)
         new.add(inputs_like(trace(model), self.shape)[0])
-        for layer in model.layers:
+        for node in trace(model).nodes:
+            layer = node.op
             if self._op(layer) is not None:
                 new.add(self._op(layer))
+                if self.hidden and not is_graph(layer):
+                    self.note_loading(node, self._op(layer))
             if self._afters[id(layer)] is not None:
                 new.add(self._afters[id(layer)])
         return new
 
     def _rebuild_functional(self, graph: Graph):
+        tied = tied_models(graph) if self.hidden and self.dissolves else ()
+        outer = {id(node.op) for node in graph.nodes}
+
         def call(node, args, kwargs):
+            if id(node.op) in tied:
+                if can_dissolve(node):
+                    return self._dissolve(node.op, args, call, outer)
+                self.unloadable[node.op.name] = "it shares layers with what is around"
             op = self._op(node.op)
             args, kwargs = self.arguments(node.op, args, kwargs)
             if op is None:
@@ -159,11 +203,24 @@ class Rebuilder:
                 if is_layer(op):
                     kwargs = without_mask(op, kwargs)
                 outputs = self.call(node.op, op, args, kwargs)
+                if self.hidden and not is_graph(op):
+                    self.note_loading(node, op)
             after = self._afters[id(node.op)]
             return outputs if after is None else after(outputs)
 
         inputs, outputs = replay(graph, inputs_like(graph, self.shape), call)
         return _model_alike(graph.model, inputs, outputs)
+
+    def _dissolve(self, model, args, call: Callable, outer: set[int]):
+        """Make the calls of a nested model in its place."""
+        graph = trace(model)
+        for node in graph.nodes:
+            if id(node.op) in outer or id(node.op) in self.made or is_graph(node.op):
+                continue
+            new = self._op(node.op)
+            if new is not None:
+                new.name = self.free_name(new.name)
+        return replay(graph, keras.tree.flatten(args), call)[1]
 
 
 def _model_alike(model, inputs, outputs):

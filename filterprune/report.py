@@ -9,7 +9,7 @@ import numpy as np
 from filterprune.channels.groups import Analysis, study
 from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, layer_costs, total, uncounted
-from filterprune.expansion import expand
+from filterprune.expansion import expand_but
 from filterprune.reporting import findings, page, records, text
 from filterprune.reporting.parts import GroupReport, LayerReport, NodeReport
 
@@ -162,7 +162,7 @@ def analyze(model) -> Report:
     ```
     """
     check_model(model)
-    return report_on(study(expand(model)))
+    return report_on(study(expand_but(model, lambda layer: False)[0]))
 
 
 def report_on(analysis: Analysis) -> Report:

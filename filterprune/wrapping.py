@@ -31,6 +31,7 @@ from filterprune.inputs import check_inputs
 from filterprune.layers.base import Masked, masked_class
 from filterprune.layers.following import Gate
 from filterprune.layers.normalising import MaskedActivation
+from filterprune.loading import hides_layers, warn_of_unloadable
 from filterprune.rebuilding import (
     Rebuilder,
     around,
@@ -157,7 +158,10 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     """
     check_model(model)
     plain, inputs = model, check_inputs(model, verify)
-    model, runs = expand_but(model, _exclusion(model, exclude, layers=True))
+    kept = _exclusion(model, exclude, layers=True)
+    # `exclude` names nested models, so that they are dissolved only after this.
+    hidden = hides_layers(plain)
+    model, runs = expand_but(model, kept, dissolves=False, tell=not hidden)
     excluded = _exclusion(model, exclude)
     analysis = study(model, excluded)
     if analysis.masks:
@@ -168,10 +172,21 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     chosen = _to_mask(analysis)
     if not chosen:
         warn(f"{nothing_to_prune(analysis)}. The wrapped model has no gates.")
-    masked = _wrap_chosen(model, chosen)
+    if hidden and not chosen:  # the class can go on saving itself
+        masked = _copied(plain)
+    else:
+        masked = _wrap_chosen(model, chosen, hidden=hidden)
     if verify is not False:
         verify_wrapped(plain, masked, inputs, runs)
     return masked
+
+
+def _copied(model):
+    """A copy of a model, of its own class."""
+    new = copy_whole(model)
+    if model.compiled:
+        recompile(model, new)
+    return new
 
 
 def wrap_paths(model, paths, keep_state=False):
@@ -210,7 +225,7 @@ def wrap_paths(model, paths, keep_state=False):
     return _wrap_chosen(model, chosen, keep_state)
 
 
-def _wrap_chosen(model, chosen: dict[int, Call], keep_state=False):
+def _wrap_chosen(model, chosen: dict[int, Call], keep_state=False, hidden=False):
     """A copy of a model with the layers of some calls (by the layer's id) masked."""
 
     def make(op):
@@ -226,9 +241,10 @@ def _wrap_chosen(model, chosen: dict[int, Call], keep_state=False):
         name = call.flow.gate_path(call).rsplit("/", 1)[-1]
         return Gate(keras.layers.Identity(name=name), call.gates[0].axis)
 
-    rebuilder = Rebuilder(make, after=after)
+    rebuilder = Rebuilder(make, after=after, hidden=hidden)
     masked = rebuilder.rebuild(model)
     warn_of_ties(rebuilder.pairs, model.name)
+    warn_of_unloadable(model, rebuilder.unloadable)
     if model.compiled and keep_state:
         moves = [
             Move(old, new, ())

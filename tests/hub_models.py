@@ -284,3 +284,44 @@ TRANSFORMERS = {
     "BART": lambda: hub.BartBackbone(**TEXT),
     "Whisper": whisper,
 }
+
+
+def dinov2():
+    return hub.DINOV2Backbone(
+        patch_size=16,
+        num_layers=2,
+        hidden_dim=32,
+        num_heads=4,
+        intermediate_dim=48,
+        image_shape=IMAGE,
+        position_embedding_shape=IMAGE,
+    )
+
+
+def clip():
+    vision = hub.CLIPVisionEncoder(16, 32, 2, 4, 48, image_shape=IMAGE)
+    text = hub.CLIPTextEncoder(50, 32, 32, 2, 4, 48, max_sequence_length=12)
+    return hub.CLIPBackbone(vision, text, 16)
+
+
+def task(cls, backbone, **kwargs):
+    return cls(backbone=backbone, preprocessor=None, **kwargs)
+
+
+# Saved by their classes: with layers that have no config, or a function that Keras does
+# not find, and layers called inside of a nested model and outside.
+SAVED = {
+    "HGNetV2": hgnet,
+    "DINOv2": dinov2,
+    "CLIP": clip,
+    "GPT-2 language model": lambda: task(hub.GPT2CausalLM, hub.GPT2Backbone(**TEXT)),
+    "BERT classifier": lambda: task(
+        hub.BertTextClassifier, hub.BertBackbone(**TEXT), num_classes=3
+    ),
+    "DeepLabV3 segmenter": lambda: task(
+        hub.DeepLabV3ImageSegmenter, deeplab(), num_classes=3
+    ),
+    "SegFormer segmenter": lambda: task(
+        hub.SegFormerImageSegmenter, segformer(), num_classes=3
+    ),
+}

@@ -100,10 +100,10 @@ def test_reconstructed(model, seed):
     if not study(masked).prunable:
         return
     close_at_random(masked, seed)
-    inputs = generate_inputs(masked, 30, 13)
+    batches = [(generate_inputs(masked, 10, number),) for number in range(3)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        report = filterprune.reconstruct(masked, [(inputs,)], refine=0)
+        report = filterprune.reconstruct(masked, batches, refine=0)
     assert report.after <= report.before
     check_exact(masked)
 

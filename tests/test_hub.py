@@ -22,7 +22,7 @@ from exactness import (
 import filterprune
 
 pytest.importorskip("keras_hub", reason="keras-hub is not installed")
-from hub_models import CLOSED_BOXES, COMPOSITE, KEPT, TRANSFORMERS, WHOLE
+from hub_models import CLOSED_BOXES, COMPOSITE, KEPT, SAVED, TRANSFORMERS, WHOLE
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -98,6 +98,22 @@ def test_what_is_left_of_a_decoder_is_causal_and_keeps_to_the_padding():
     after = to_numpy(small({"token_ids": tokens, "padding_mask": padding}))
     assert_close(after[0, :5], before[0, :5], 1e-4, 1e-5)
     assert_close(after[1, :6], before[1, :6], 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_masked_and_compact_models_are_loaded_by_themselves(name, tmp_path):
+    def loaded(model):
+        model.save(tmp_path / "model.keras")
+        return keras.models.load_model(tmp_path / "model.keras", compile=False)
+
+    # A file of DINOv2 does not hold all of its weights: some follow from others.
+    model = loaded(randomise(SAVED[name]()))
+    masked = filterprune.wrap_model(model)
+    assert difference(model, masked, size=12) < 1e-5
+    filterprune.prune(masked, 0.3)
+    assert difference(masked, loaded(masked), size=12) < 1e-5
+    small = filterprune.compact(masked)
+    assert difference(small, loaded(small), size=12) < 1e-5
 
 
 def test_keras_hub_is_not_imported_before_it_is_needed():

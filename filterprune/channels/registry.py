@@ -147,7 +147,7 @@ def composite(cls: type, call: Callable | None = None) -> type:
         raise TypeError(f"Expected `cls` to be a layer class. Received: cls={cls!r}")
     if call is not None and not callable(call):
         raise TypeError(f"Expected `call` to be a function. Received: call={call!r}")
-    _COMPOSITES[cls] = call or _call
+    _COMPOSITES[cls] = call or own_call
     return cls
 
 
@@ -155,13 +155,8 @@ def composite_call(cls: type) -> Callable | None:
     """How a layer class calls its parts, if it is declared as a composite."""
     _load_rules_for(cls)
     if cls.__module__.split(".", 1)[0] in _COMPOSITE_LIBRARIES:
-        return _COMPOSITES.get(cls, _call)
+        return _COMPOSITES.get(cls, own_call)
     return _COMPOSITES.get(cls)
-
-
-def calls_itself(cls: type) -> bool:
-    """Whether a composite is taken apart by its own `call`."""
-    return _COMPOSITES.get(cls, _call) is _call
 
 
 def composites_of(library: str) -> None:
@@ -169,7 +164,8 @@ def composites_of(library: str) -> None:
     _COMPOSITE_LIBRARIES.add(library)
 
 
-def _call(layer, *args, **kwargs):
+def own_call(layer, *args, **kwargs):
+    """Take a layer apart by its own `call`."""
     return layer.call(*args, **kwargs)
 
 

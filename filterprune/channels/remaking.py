@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from filterprune.channels.likeness import likeness, likeness_of_arguments
 from filterprune.channels.registry import known_type
 from filterprune.channels.trace import (
     Node,
+    complete_config,
     copy_object,
     forgotten_config,
     is_layer,
@@ -30,6 +32,8 @@ from filterprune.channels.trace import (
 
 _SIZES = (6, 16, 64, 4)  # what to take for sizes that are not known
 _TOLERANCE = 1e-4
+_FORGETS = "its config does not tell all that its `call` uses"
+NOT_RUN = "it cannot be run on its own"
 
 
 def remake(layer, /, **config):
@@ -54,6 +58,7 @@ def config_of(layer) -> dict:
         shell = object.__new__(type(layer))
         for key, value in vars(layer).items():
             shell.__dict__[key] = None if _is_own(value) else value
+        complete_config(shell)
         return shell.get_config()
 
 
@@ -104,13 +109,25 @@ def why_not_remade(layer, node: Node, sizes) -> str | None:
         reason = _why_not_resized(layer, sizes)
         if reason is not None:
             return reason
+    return why_not_alike(layer, node)
+
+
+def why_not_alike(layer, node: Node, remade: Callable | None = None) -> str | None:
+    """Why a layer made from the config does not stand for the layer, or None.
+
+    Args:
+        layer: the layer.
+        node: a call of it.
+        remade: from both to that layer, with the same weights. Defaults to one made
+            by `remake` and built by itself.
+    """
     alike, tells_all = likeness(layer)
     arguments, tell_all = likeness_of_arguments(node)
     weights = tuple((tuple(w.shape), w.dtype) for w in layer.weights)
-    key = (alike, weights, arguments)
+    key = (remade, alike, weights, arguments)
     known = _FOUND if tells_all and tell_all else _FOUND_OF.setdefault(layer, {})
     if key not in known:
-        known[key] = _why_not_alike(layer, node)
+        known[key] = _find_why_not_alike(layer, node, remade or _remade)
     return known[key]
 
 
@@ -160,16 +177,19 @@ def _trials(layer, config, entries):
         yield {key: size // least for key, size in entries.items()}
 
 
-def _why_not_alike(layer, node: Node) -> str | None:
-    """Why a layer made from the config does not stand for the layer, or None."""
-    told = "its config does not tell all that its `call` uses"
+def _remade(layer, node: Node):
+    new = remake(layer)
+    build_alike(layer, new)
+    return new
+
+
+def _find_why_not_alike(layer, node: Node, remade: Callable) -> str | None:
     try:
-        new = remake(layer)
-        build_alike(layer, new)
+        new = remade(layer, node)
         if [tuple(w.shape) for w in new.weights] != [
             tuple(w.shape) for w in layer.weights
         ]:
-            return told
+            return _FORGETS
     except Exception as error:
         return f"it cannot be made from its config ({error})"
     old = copy_object(layer)  # a call may change more than variables
@@ -179,7 +199,7 @@ def _why_not_alike(layer, node: Node) -> str | None:
         try:
             _run(old, arguments)
         except Exception as error:
-            reason = f"it cannot be run on its own: {error}"
+            reason = f"{NOT_RUN}: {error}"
             continue
         own = [keras.ops.convert_to_numpy(weight) for weight in layer.weights]
         drawn = [
@@ -190,7 +210,7 @@ def _why_not_alike(layer, node: Node) -> str | None:
             [own, drawn] if own else [own], [False, True]
         ):
             if not _are_alike(old, new, arguments, weights, training):
-                return told
+                return _FORGETS
         return None
     return reason
 

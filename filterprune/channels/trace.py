@@ -389,7 +389,35 @@ def copy_operation(op, **changes):
     given = getattr(op, "_auto_config", None)
     if given is not None:
         fresh.__dict__["_auto_config"] = type(given)(**{**given.config, **changes})
+    else:
+        complete_config(fresh)
     return fresh
+
+
+def complete_config(op) -> None:
+    """Let Keras write the config of an operation whose arguments it has not noted.
+
+    Keras notes those of a class without `get_config`, if all are plain values: a
+    dtype policy in `Identity(dtype=policy)` is none, but every config has that. The
+    others are taken from the attributes of their names, if it has all.
+    """
+    try:
+        op.get_config()
+    except Exception as error:
+        if not isinstance(error, NotImplementedError):
+            return
+        parameters = list(inspect.signature(type(op).__init__).parameters.values())
+        names = {
+            parameter.name
+            for parameter in parameters[1:]
+            if parameter.kind
+            in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        } - {"name", "trainable", "dtype", "activity_regularizer"}
+        if all(hasattr(op, name) for name in names):
+            noted = type(keras.layers.Identity()._auto_config)
+            given = {name: getattr(op, name) for name in names}
+            given = keras.tree.map_structure(_plain_number, given)
+            vars(op)["_auto_config"] = noted(**given)
 
 
 def _plain_number(value):

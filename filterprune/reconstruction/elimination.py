@@ -15,6 +15,7 @@ import dataclasses
 
 import numpy as np
 
+from filterprune.channels.calls import Call
 from filterprune.channels.groups import Analysis
 from filterprune.reconstruction.least_squares import Moments
 from filterprune.reconstruction.program import program_of, run_step
@@ -69,9 +70,9 @@ def read(analysis: Analysis, batches: list, rng) -> list[Reading]:
     """
     program = program_of(analysis.model)
     everything = analysis.survivors(np.zeros(analysis.flow.table.count, bool))
-    calls: dict = {}
-    for call in analysis.flow.calls:
-        calls.setdefault(id(call.layer), call)
+    calls: dict[int, Call] = {}
+    for made in analysis.flow.calls:
+        calls.setdefault(id(made.layer), made)
     values = {id(v): peek(v) for v in analysis.model.variables}
     found: dict[tuple, Reading] = {}
     failed: set[tuple] = set()
@@ -93,8 +94,8 @@ def read(analysis: Analysis, batches: list, rng) -> list[Reading]:
                 pair = tensors, tensors
                 if not reader.add(reading.moments, step, pair, rows, rng, values):
                     failed.add(key)
-            made = run_step(step, known, {})
-            known |= dict(zip(step.outputs, made, strict=True))
+            outputs = run_step(step, known, {})
+            known |= dict(zip(step.outputs, outputs, strict=True))
             for key in step.inputs:
                 if program.last[key] == number:
                     known.pop(key, None)

@@ -10,6 +10,7 @@ from filterprune.channels.trace import (
     CALLED,
     adafactor_factors,
     check_model,
+    complete_config,
     copy_object,
     copy_operation,
     functional_arguments,
@@ -49,6 +50,17 @@ def test_a_copied_operation_has_a_config_of_its_own():
     assert fresh.get_config()["shift"] == 1 == fresh.shift
     assert op.get_config()["shift"] == 3
     assert op._auto_config is not None, "Keras' Operation lost `_auto_config`"
+
+
+def test_a_config_that_keras_did_not_note_is_completed():
+    layer = layers.Identity(dtype=keras.DTypePolicy("float32"), name="same")
+    with pytest.raises(NotImplementedError):
+        layer.get_config()
+    copy = copy_object(layer)
+    complete_config(copy)
+    assert layers.Identity.from_config(copy.get_config()).name == "same"
+    with pytest.raises(NotImplementedError):
+        layer.get_config()
 
 
 def test_adafactor_keeps_its_moments_by_rows_and_columns():
