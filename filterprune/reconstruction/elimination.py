@@ -80,14 +80,13 @@ def read(analysis: Analysis, batches: list, rng) -> list[Reading]:
         known = dict(zip(program.inputs, batch, strict=True))
         for number, step in enumerate(program.steps):
             tensors = [known[key] for key in step.inputs]
-            call = calls.get(id(step.op))
-            readers = readers_of(step, call, everything) if call and tensors else []
-            for reader in readers:
+            call = calls.get(id(step.op)) if tensors else None
+            for reader in readers_of(step, call, everything) if call else ():
                 key = id(step.op), reader.name
                 if reader.inputs > MOST_INPUTS or key in failed:
                     continue
                 reading = found.setdefault(
-                    key, Reading(call.path, reader.name, reader, reader.moments())
+                    key, Reading(step.path, reader.name, reader, reader.moments())
                 )
                 wanted = max(FEWEST_ROWS, ROWS_PER_INPUT * reader.inputs)
                 rows = -(-wanted // len(batches))
