@@ -27,7 +27,7 @@ def relu(x):
     return ops.maximum(x, 0.1 * x)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Gain(layers.Layer):
     """Without `get_config`: Keras notes no arguments if there is a dtype policy."""
 
@@ -42,7 +42,7 @@ class Gain(layers.Layer):
         return x * self.gain**self.power
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Block(layers.Layer):
     """Holds a layer whose function cannot be found, and saves itself."""
 
@@ -74,7 +74,7 @@ class Whole(keras.Model):
         return cls(**config)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Functions(Whole):
     def make(self, x, width):
         x = layers.Dense(width, activation=bend, name="first")(x)
@@ -84,7 +84,7 @@ class Functions(Whole):
         return layers.Dense(3, name="head")(x)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Configs(Whole):
     def make(self, x, width):
         x = layers.Dense(width, name="first")(x)
@@ -94,7 +94,7 @@ class Configs(Whole):
         return layers.Dense(3, name="head")(x)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Tied(Whole):
     """Calls a layer in a nested model, in another, and outside of both."""
 
@@ -111,7 +111,7 @@ class Tied(Whole):
         return layers.Dense(3, name="own")(x)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Composed(Whole):
     def make(self, x, width):
         x = layers.Dense(width, name="first")(x)
@@ -196,7 +196,7 @@ def test_nested_models_that_are_dissolved_can_be_excluded():
         filterprune.wrap_model(Tied(), exclude="bodies")
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Parent(layers.Layer):
     """Makes the weights of its part."""
 
@@ -209,7 +209,7 @@ class Parent(layers.Layer):
         return self.part(x)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Child(layers.Layer):
     def call(self, x):
         return x * self.gain
@@ -225,7 +225,7 @@ class Unknown(layers.Layer):
         return x * self.gain
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Forgets(layers.Layer):
     """Its config forgets the factor."""
 
@@ -240,7 +240,7 @@ class Forgets(layers.Layer):
         return super().get_config()
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Odd(Whole):
     def make(self, x, width):
         x = layers.Dense(width, name="first")(x)
@@ -262,7 +262,7 @@ def test_layers_that_cannot_be_loaded_are_named():
     builders.assert_same_outputs(masked, small)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("test_loading")
 class Closed(Whole):
     def make(self, x, width):
         return layers.Dense(3, name="head")(Unknown(name="unknown")(x))
