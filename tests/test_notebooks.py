@@ -48,6 +48,12 @@ def figures(pattern, text):
     return [float(found.replace(",", "")) for found in re.findall(pattern, text)]
 
 
+def pairs(pattern, text):
+    """The same of a pattern of two groups."""
+    found = re.findall(pattern, text)
+    return [tuple(float(part.replace(",", "")) for part in pair) for pair in found]
+
+
 def check_transfer(notebook):
     *_, groups, frozen, tuned, compact, around = map(printed, code_cells(notebook))
     assert "backbone/last: prunable" in groups
@@ -74,6 +80,20 @@ def check_budget(notebook):
     assert figures(r"half of the filters +leaves +(\d+)%", text)[0] < 40
     assert number(r"([\d.]+)%\nMACs", cells[-2]) == points[1][1]
     assert "Expected a budget within reach" in cells[-1]
+
+
+def check_compress(notebook):
+    text = "".join(map(printed, code_cells(notebook)))
+    dense, pruned, again, small = (
+        number(rf"{name}: ([\d.]+)%", text)
+        for name in ("dense", "pruned", "recalibrated", "compressed")
+    )
+    assert dense >= 95 and pruned < dense - 20
+    assert small > again and small >= dense - 4
+    before, after = pairs(r"outputs +([\d.]+) +([\d.]+)", text)[0]
+    assert after < 0.5 * before
+    before, after = pairs(r"MACs ([\d,]+) -> ([\d,]+)", text)[0]
+    assert after == pytest.approx(0.5 * before, rel=0.05)
 
 
 def check_deployment(notebook):
@@ -115,6 +135,7 @@ def check_from_tfmot(notebook):
 # What the cells of each notebook must show.
 CLAIMS = {
     "budget.ipynb": check_budget,
+    "compress.ipynb": check_compress,
     "custom.ipynb": check_custom,
     "demo.ipynb": check_demo,
     "deployment.ipynb": check_deployment,
