@@ -181,7 +181,7 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     return masked
 
 
-def _copied(model):
+def _copied(model) -> Any:
     """A copy of a model, of its own class."""
     new = copy_whole(model)
     if model.compiled:

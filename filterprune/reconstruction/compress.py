@@ -25,7 +25,7 @@ def compress(
     seed: int = 0,
     verbose: bool | str = "auto",
     **how: Any,
-):
+) -> Any:
     """Prune a trained model without training: inputs without labels are enough.
 
     Wraps the model, closes gates at once (`filterprune.prune`), fits the layers that
