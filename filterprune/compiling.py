@@ -59,10 +59,11 @@ def recompile(model, new) -> bool:
 
 def _scale_loss_alike(model, new) -> None:
     """Scale the loss as `model` does; by itself Keras looks at the global policy."""
-    scales = hasattr(model.optimizer, "inner_optimizer")
+    # A task of keras-hub that says it is compiled may have no optimizer yet.
+    scales = hasattr(getattr(model, "optimizer", None), "inner_optimizer")
     if scales and not hasattr(new.optimizer, "inner_optimizer"):
         new.optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
-    elif not scales and hasattr(new.optimizer, "inner_optimizer"):
+    elif not scales and hasattr(getattr(new, "optimizer", None), "inner_optimizer"):
         new.optimizer = new.optimizer.inner_optimizer
 
 

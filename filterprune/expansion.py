@@ -249,7 +249,8 @@ class _Expander(Rebuilder):
     def _trial(self, function_of, old, new, args, kwargs) -> tuple[Trial, str | None]:
         """A trial of a call, and why it does not stand for it.
 
-        Layers that are alike, as the blocks of a net, share one.
+        Layers that are alike, as the blocks of a net, share one: unless it calls a
+        layer that was made for the first of them, with its weights.
         """
         tensors = tuple(x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x))
         alike, tells_all = likeness(old)
@@ -259,7 +260,10 @@ class _Expander(Rebuilder):
             return self._trials[key]
         trial = Trial(new, function_of, args, kwargs)
         found = trial, trial.why_not(old, function_of, args, kwargs)
-        if tells_all and tell_all:
+        own_parts_only = {id(part) for part in parts_of(trial.copy)}.issuperset(
+            id(node.op) for node in trial.nodes if getattr(node.op, "weights", ())
+        )
+        if tells_all and tell_all and own_parts_only:
             self._trials[key] = found
         return found
 
