@@ -10,8 +10,8 @@ without labels; accuracy is that on all 10,000 test images. `--few` also takes 3
 256 images. `--quick` takes digits, and ends with 1 unless the fit is ahead of the
 pruned net and of new statistics, at a half and at a quarter of the MACs. Each cell is
 written when it is done, and skipped when it is there:
-`benchmarks/results/posttraining.json`. The table of the documents is written along:
-`docs/_posttraining.rst`.
+`benchmarks/results/posttraining.json`. A table for the documents is written along:
+`benchmarks/results/posttraining.rst`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from accuracy_nets import NETS
 import filterprune
 
 RESULTS = measuring.RESULTS / "posttraining.json"
-TABLE = measuring.ROOT / "docs" / "_posttraining.rst"
+TABLE = RESULTS.with_suffix(".rst")
 # The most points that may be lost, by net, MACs left and images.
 BARS = {
     ("resnet", 0.65): {512: 0.5, 2048: 0.3},

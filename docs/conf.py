@@ -22,7 +22,7 @@ extensions = [
     "keras_docstrings",
     "page_links",
 ]
-exclude_patterns = ["_ext", "_posttraining.rst"]
+exclude_patterns = ["_ext"]
 html_theme = "furo"
 html_title = f"filterprune {release}"
 html_show_copyright = False

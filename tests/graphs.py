@@ -623,9 +623,10 @@ class OpenGraphBuilder(GraphBuilder):
         if kind == "letterbox":
             return layers.Resizing(9, 7, pad_to_aspect_ratio=True)(x)
         if kind == "resize":
-            return layers.Resizing(7, 9, interpolation=self.pick(["area", "bicubic"]))(
-                x
-            )
+            way = self.pick(["area", "bicubic"])
+            if keras.backend.backend() == "torch":  # which knows no other
+                way = "bicubic"
+            return layers.Resizing(7, 9, interpolation=way)(x)
         self.halvings -= 1
         padding = self.pick(PADDING)
         if kind == "pool":

@@ -606,6 +606,10 @@ def _copy_variable(copy: Copier, variable):
     )
     fresh.trainable = variable.trainable
     fresh._path = variable._path
+    layout = getattr(variable, "_layout", None)
+    if layout is not None:  # Keras looks for one by the path, at first another
+        fresh._layout = layout
+        fresh.assign(variable.value)
     copy.note(variable, fresh)
     copy.note(variable.value, fresh.value)  # PyTorch's layers list these
     for name in ("regularizer", "constraint", "overwrite_with_gradient"):
