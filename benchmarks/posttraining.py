@@ -45,7 +45,7 @@ CRITERIA = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
 
 
 def pruned(dense, left, images, *, reconstruct=None, recalibrate=False, **how):
-    """A dense net pruned in one shot, and what makes up for it."""
+    """Prune a dense net in one shot, and recover without labels."""
     if reconstruct is not None:
         return filterprune.compress(
             dense, images, 1 - left, target="macs", verbose=0, **reconstruct, **how

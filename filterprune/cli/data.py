@@ -63,7 +63,7 @@ def targets_from(arrays: dict[str, np.ndarray], model, path: str):
 
 
 def predict(model, x, batch_size: int = 32) -> list[np.ndarray]:
-    """What a model gives, an array for each output; the model stays as it is."""
+    """The outputs of a model, an array for each; no variable changes."""
     found: list[list] = []
     for start in range(0, len(keras.tree.flatten(x)[0]), batch_size):
         rows = slice(start, start + batch_size)

@@ -14,7 +14,7 @@ from filterprune.slots import Slots
 
 @register_criterion("reconstruction")
 class Reconstruction(DataCriterion):
-    """What is lost without the channel after the best fit of those that are left.
+    """The error that removing the channel leaves after refitting the others.
 
         score[j] = sum_r tr(W_q' [(H_r^-1)_qq]^-1 W_q) / var_r
 

@@ -1,4 +1,4 @@
-"""Which inputs of layers can go, if those that are left make up for them.
+"""The order in which to remove inputs of layers, refitting the others.
 
 A layer with the weights W and the second moments H of its inputs gives, without some
 inputs q and with the best weights for all others, outputs that are off by
