@@ -1,5 +1,6 @@
 """No public function changes the model that it is given, to the last bit."""
 
+import functools
 import warnings
 
 import keras
@@ -58,7 +59,7 @@ class Block(layers.Layer):
         return x + self.drop(y, training=training)
 
 
-def everything():
+def build_everything():
     """A compiled model of all that can move, and that has moved."""
     x = keras.Input(batch_shape=(4, 6, 3))
     scale = layers.Normalization(name="scale")
@@ -104,13 +105,18 @@ def state(model):
     return values
 
 
-def masked_with_closed_gates(model):
-    masked = filterprune.wrap_model(model)
+def masked_with_closed_gates():
+    masked = filterprune.wrap_model(build_everything())
     close_at_random(masked)
     masked.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
     masked.train_on_batch(*data())
     masked(data()[0])
     return masked
+
+
+# Built once for the tests after which they are as they were.
+everything = functools.cache(build_everything)
+masked_everything = functools.cache(masked_with_closed_gates)
 
 
 def each_layer(model):
@@ -225,7 +231,7 @@ def test_masked_models(name, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", filterprune.PruningWarning)
-        model = masked_with_closed_gates(everything())
+        model = masked_everything()
         before = state(model)
         MASKED[name](model)
     assert_untouched(before, model)
@@ -242,7 +248,8 @@ def test_masked_models(name, monkeypatch, tmp_path):
 def test_prune_changes_gates_alone(criterion):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", filterprune.PruningWarning)
-        model = masked_with_closed_gates(everything())
+        model = masked_everything()
+        close_at_random(model)
         before = state(model)
         filterprune.prune(model, 0.6, criterion=criterion())
     after = state(model)
@@ -251,7 +258,7 @@ def test_prune_changes_gates_alone(criterion):
 
 
 def test_recalibrate_changes_statistics_alone():
-    model = everything()
+    model = build_everything()
     before = state(model)
     filterprune.recalibrate(model, [data()[0]])
     after = state(model)
@@ -263,7 +270,7 @@ def test_reconstruct_changes_weights_alone():
     """Neither gates, nor states, seeds and counters, the optimizer and metrics."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", filterprune.PruningWarning)
-        model = masked_with_closed_gates(everything())
+        model = masked_with_closed_gates()
     fitted = {weight.path for weight in model.weights if "gate" not in weight.path}
     before = state(model)
     filterprune.reconstruct(model, data(count=24), refine=2, verbose=0)
