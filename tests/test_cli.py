@@ -1,52 +1,15 @@
 """The command line, as a user meets it."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
-import keras
 import pytest
 
 import filterprune
 from filterprune import cli, demo
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def start(*args, cwd):
-    """Run `python -m filterprune` in a process of its own."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, "-m", "filterprune", *args],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-
-
-def test_demo_prints_one_table_and_saves_both_models(tmp_path):
-    done = start("demo", "--quick", "--output", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = done.stdout.splitlines()
-    headers = [line.split() for line in lines].count(
-        ["dense", "masked", "compact", "change"]
-    )
-    assert headers == 1
-    for row in ("accuracy on 200 unseen", "parameters", "MACs per image"):
-        assert sum(line.strip().startswith(row) for line in lines) == 1
-    for row in (".keras file, bytes", "ms per image, batch of 200"):
-        assert sum(line.strip().startswith(row) for line in lines) == 1
-    assert "\x1b" not in done.stdout  # no terminal, no escape codes
-    assert sum(line.strip().startswith("epoch ") for line in lines) == 12
-    for name in ("dense.keras", "compact.keras"):
-        path = tmp_path / "out" / name
-        assert str(path) in done.stdout
-        assert keras.saving.load_model(path).output_shape == (None, 10)
 
 
 def test_version_and_help(capsys):

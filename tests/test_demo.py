@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from rich.console import Console
 import filterprune
 from filterprune import demo
 
+ROOT = pathlib.Path(__file__).parents[1]
 LOAD_ALONE = """
 import sys
 sys.modules["filterprune"] = None  # importing it fails from here on
@@ -71,12 +74,40 @@ def test_compact_loads_where_filterprune_is_not(result, held_out, tmp_path):
     assert (logits.argmax(axis=-1) == y).mean() == result.compact.accuracy
 
 
-def test_same_seed_same_figures(result, tmp_path):
-    again = demo.run(seed=0, quick=True, output=tmp_path)
-    for name in ("masked_accuracy", "difference", "sparsity"):
-        assert getattr(again, name) == getattr(result, name)
-    for one, other in ((again.dense, result.dense), (again.compact, result.compact)):
-        assert (one.accuracy, one.cost) == (other.accuracy, other.cost)
+def test_the_command_prints_one_table_and_the_same_seed_the_same_figures(
+    result, held_out, tmp_path
+):
+    command = [sys.executable, "-m", "filterprune", "demo", "--quick"]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [*command, "--output", "out"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    headers = [line.split() for line in lines].count(
+        ["dense", "masked", "compact", "change"]
+    )
+    assert headers == 1
+    for row in ("accuracy on 200 unseen", "parameters", "MACs per image"):
+        assert sum(line.strip().startswith(row) for line in lines) == 1
+    for row in (".keras file, bytes", "ms per image, batch of 200"):
+        assert sum(line.strip().startswith(row) for line in lines) == 1
+    assert "\x1b" not in done.stdout  # no terminal, no escape codes
+    assert sum(line.strip().startswith("epoch ") for line in lines) == 12
+    x, y = held_out
+    for name in ("dense", "compact"):
+        path = tmp_path / "out" / f"{name}.keras"
+        assert str(path) in done.stdout
+        model, figures = keras.saving.load_model(path), getattr(result, name)
+        logits = model.predict(x, verbose=0)
+        assert (logits.argmax(axis=-1) == y).mean() == figures.accuracy
+        assert filterprune.analyze(model).before == figures.cost
 
 
 def test_table_fits_80_columns_and_holds_the_figures(result):
