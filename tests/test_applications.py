@@ -36,8 +36,16 @@ def build(name, **kwargs):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, "float64") for name in SIZES]
-    + [(name, "float32") for name in ("ResNet50", "MobileNetV2", "EfficientNetB0")],
+    [
+        # Every other net here takes a few seconds, this one half a minute.
+        pytest.param(name, "float64", marks=[pytest.mark.slow] * ("NASNet" in name))
+        for name in SIZES
+    ]
+    + [
+        pytest.param("ResNet50", "float32", marks=pytest.mark.slow),
+        pytest.param("MobileNetV2", "float32", marks=pytest.mark.slow),
+        ("EfficientNetB0", "float32"),
+    ],
 )
 def test_random_gates_compact_exactly(name, dtype):
     keras.config.set_floatx(dtype)
@@ -87,7 +95,14 @@ def test_as_a_backbone_for_images_of_any_size(name):
     assert small.count_params() < 0.5 * model.count_params()
 
 
-@pytest.mark.parametrize("name", list(SIZES)[:3])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("ResNet50", marks=pytest.mark.slow),
+        pytest.param("MobileNetV2", marks=pytest.mark.slow),
+        "MobileNetV3Small",
+    ],
+)
 def test_trained_with_the_callback_compact_exactly(name):
     size = SIZES[name]
     constructor = getattr(keras.applications, name)

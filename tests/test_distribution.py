@@ -220,7 +220,9 @@ def test_mirrored_strategy_on_two_devices():
     check(MIRRORED, {}, atol=2e-3)
 
 
-TWO = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+TWO = {
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+}
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="a distribution of JAX")
 
 

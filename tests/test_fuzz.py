@@ -18,7 +18,7 @@ from filterprune.channels.groups import study
 from filterprune.inputs import generate_inputs
 
 # Of each of the four ways, in the normal run and in the slow one.
-COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "80"))
+COUNT = int(os.environ.get("FILTERPRUNE_FUZZ", "20"))
 MANY = 1300
 SETTINGS = settings(
     max_examples=COUNT,

@@ -109,6 +109,7 @@ def test_a_vision_transformer_loses_half_while_it_learns(tmp_path):
     assert int(to_numpy(small.optimizer.iterations)) == steps + 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     keras.backend.backend() == "jax",
     reason="dimensions of heads are tied there: the margin is 0.02, not 0.1",
