@@ -6,8 +6,7 @@
 Real images: Fashion-MNIST (Debian's package `dataset-fashion-mnist`), 20,000 to
 train on and all 10,000 test images; `--full` trains on all 60,000. `--quick` takes
 5,000 digits, and ends with 1 unless the default is ahead where it is so robustly: of
-random filters, uniform L1 and L2 with a third of the MACs gone and no training after;
-of uniform L1 with 16x fewer and training after.
+random filters, uniform L1 and L2 with a third of the MACs gone and no training after.
 Every pruned net starts from the same dense one and is fine-tuned for as many epochs;
 the narrow net is trained from scratch for as many epochs as dense training and
 fine-tuning together. Each cell is written when it is done, and skipped when it is
@@ -200,7 +199,7 @@ UNTRAINED = {
     "untrained L2": untrained(criterion="l2"),
 }
 # What `--quick` takes: the first of each is to be ahead of the others.
-QUICK = {1.5: list(UNTRAINED), 16: ["default", "uniform L1"]}
+QUICK = {1.5: list(UNTRAINED)}
 # Lines of Torch-Pruning, and what `accuracy_peer.py` calls them.
 PEER = {
     "Torch-Pruning group norm": "group norm",
