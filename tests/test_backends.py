@@ -1,4 +1,4 @@
-"""The same gates from the same weights and data on every backend."""
+"""The same gates and fitted weights from the same data on every backend."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import pytest
 import filterprune
 
 REFERENCE = pathlib.Path(__file__).parent / "reference_gates.json"
+FITTED = REFERENCE.with_name("reference_weights.json")
 NETS = ("plain", "residual", "sequential")
 
 
@@ -35,9 +36,33 @@ def gates_after_training(name):
     }
 
 
+def weights_after_reconstruction(name):
+    """Two numbers for each weight: its norm and its product with a fixed vector."""
+    masked = filterprune.wrap_model(builders.randomise(builders.BUILDERS[name]()))
+    filterprune.prune(masked, 0.5, criterion="l2")
+    images, _ = builders.digits(200)
+    filterprune.reconstruct(masked, images, refine=0)
+    found = {}
+    for weight in masked.trainable_weights:
+        value = keras.ops.convert_to_numpy(weight).astype("float64").ravel()
+        vector = np.cos(np.arange(len(value)))
+        found[weight.path] = [float(np.linalg.norm(value)), float(value @ vector)]
+    return found
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_fitted_weights_are_those_of_every_other_backend(name):
+    """Within a ten-thousandth."""
+    expected = json.loads(FITTED.read_text())[name]
+    found = weights_after_reconstruction(name)
+    assert found.keys() == expected.keys()
+    for path, (norm, product) in expected.items():
+        np.testing.assert_allclose(found[path], (norm, product), 1e-4, 1e-4 * norm, path)
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_gates_are_those_of_every_other_backend(name):
-    """`python tests/test_backends.py` writes the reference, on TensorFlow."""
+    """`python tests/test_backends.py` writes the references, on TensorFlow."""
     expected = json.loads(REFERENCE.read_text())[name]
     found = gates_after_training(name)
     assert found.keys() == expected.keys()
@@ -64,8 +89,12 @@ def test_no_other_backend_is_imported():
 
 
 if __name__ == "__main__":
-    reference = {}
-    for net in NETS:
-        keras.utils.clear_session()
-        reference[net] = gates_after_training(net)
-    REFERENCE.write_text(json.dumps(reference, indent=1) + "\n")
+    for path, function in (
+        (REFERENCE, gates_after_training),
+        (FITTED, weights_after_reconstruction),
+    ):
+        reference = {}
+        for net in NETS:
+            keras.utils.clear_session()
+            reference[net] = function(net)
+        path.write_text(json.dumps(reference, indent=1) + "\n")
