@@ -23,7 +23,7 @@ def compress(
     exclude: Any = (),
     refine: int | str = "auto",
     seed: int = 0,
-    verbose: bool | str = "auto",
+    verbose: str | int = "auto",
     **how: Any,
 ) -> Any:
     """Prune a trained model without training: inputs without labels are enough.
@@ -44,7 +44,8 @@ def compress(
         refine: how many steps of Adam to train for, of 64 samples each; `0` for none.
             Defaults to `"auto"`: 400, or as many as take 2e12 multiply-accumulates.
         seed: seed of all that is drawn. Defaults to `0`.
-        verbose: whether to show a progress bar; `"auto"` shows one on a terminal.
+        verbose: `0` for no progress bar, `1` for one. Defaults to `"auto"`: one on a
+            terminal.
             Defaults to `"auto"`.
         **how: what else `filterprune.prune` takes: `target`, `budget`, `criterion`,
             `scope` and so on.

@@ -36,7 +36,7 @@ def reconstruct(
     reference=None,
     refine: int | str = "auto",
     seed: int = 0,
-    verbose: bool | str = "auto",
+    verbose: str | int = "auto",
 ) -> ReconstructionReport:
     """Fit the layers behind closed gates so that they make up for what is gone.
 
@@ -73,7 +73,8 @@ def reconstruct(
             Defaults to `"auto"`: 400, or as many as take 2e12 multiply-accumulates.
         seed: seed of what is drawn: the order of samples, and the positions of maps
             that are looked at. Defaults to `0`.
-        verbose: whether to show a progress bar; `"auto"` shows one on a terminal.
+        verbose: `0` for no progress bar, `1` for one. Defaults to `"auto"`: one on a
+            terminal.
             Defaults to `"auto"`.
 
     Returns:

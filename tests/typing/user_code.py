@@ -137,9 +137,23 @@ def prune(x: np.ndarray, y: np.ndarray) -> None:
     print(small.name, history.history["sparsity"])
 
 
+def compress(x: np.ndarray) -> None:
+    model = build()
+    small = filterprune.compress(
+        model, x, 0.5, target="macs", exclude=("head",), refine=0, verbose=0
+    )
+    print(small.filterprune_report)
+    masked = filterprune.wrap_model(model)
+    filterprune.prune(masked, 0.5, criterion=criteria.Reconstruction(x))
+    report = filterprune.reconstruct(masked, x, refine=0, verbose=0)
+    assert_type(report, filterprune.ReconstructionReport)
+    assert_type(report.after, float)
+
+
 def main() -> None:
     x, y = np.zeros((16, 8, 8, 3)), np.zeros((16, 3))
     with tempfile.TemporaryDirectory() as folder:
         train(x, y, pathlib.Path(folder))
     prune(x, y)
+    compress(x)
     print(filterprune.__version__)
