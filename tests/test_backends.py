@@ -57,7 +57,9 @@ def test_fitted_weights_are_those_of_every_other_backend(name):
     found = weights_after_reconstruction(name)
     assert found.keys() == expected.keys()
     for path, (norm, product) in expected.items():
-        np.testing.assert_allclose(found[path], (norm, product), 1e-4, 1e-4 * norm, path)
+        np.testing.assert_allclose(
+            found[path], (norm, product), 1e-4, 1e-4 * norm, err_msg=path
+        )
 
 
 @pytest.mark.parametrize("name", NETS)
