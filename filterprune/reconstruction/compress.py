@@ -46,7 +46,6 @@ def compress(
         seed: seed of all that is drawn. Defaults to `0`.
         verbose: `0` for no progress bar, `1` for one. Defaults to `"auto"`: one on a
             terminal.
-            Defaults to `"auto"`.
         **how: what else `filterprune.prune` takes: `target`, `budget`, `criterion`,
             `scope` and so on.
 

@@ -75,7 +75,6 @@ def reconstruct(
             that are looked at. Defaults to `0`.
         verbose: `0` for no progress bar, `1` for one. Defaults to `"auto"`: one on a
             terminal.
-            Defaults to `"auto"`.
 
     Returns:
         A `filterprune.ReconstructionReport` with the errors before and after, which
