@@ -1,15 +1,12 @@
 """The command line, as a user meets it."""
 
 import json
-import pathlib
 import sys
 
 import pytest
 
 import filterprune
 from filterprune import cli, demo
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_version_and_help(capsys):

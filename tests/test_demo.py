@@ -100,6 +100,8 @@ def test_the_command_prints_one_table_and_the_same_seed_the_same_figures(
         assert sum(line.strip().startswith(row) for line in lines) == 1
     assert "\x1b" not in done.stdout  # no terminal, no escape codes
     assert sum(line.strip().startswith("epoch ") for line in lines) == 12
+    assert f"{result.difference:.1e}" in done.stdout
+    assert f"{result.sparsity:.1%} of the filters" in done.stdout
     x, y = held_out
     for name in ("dense", "compact"):
         path = tmp_path / "out" / f"{name}.keras"
