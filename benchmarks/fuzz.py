@@ -1,12 +1,14 @@
 """Random graphs, random training, random gates: masked and compact must agree.
 
     python benchmarks/fuzz.py --minutes 10 [--python jax=/path/to/python] ...
+    python benchmarks/fuzz.py --backend jax --minutes 60  # on this one alone
     python benchmarks/fuzz.py --backend jax --seed 123  # one batch once more
 
 Takes the backends in turn for as long as it is told: those that this Python has
 and those of other environments, given by `--python`. Prints the graphs tried,
-the mismatches and the seeds of failures, and writes them to
-`benchmarks/results/fuzz.json`. Ends with 1 if there was a mismatch.
+the mismatches and the seeds of failures, and adds them to those of earlier runs in
+`benchmarks/results/fuzz.json`; a run goes on with the seed behind the last one there.
+Ends with 1 if there was a mismatch.
 """
 
 import argparse
@@ -24,7 +26,8 @@ import measuring
 from measuring import BACKENDS
 
 RESULTS = measuring.RESULTS / "fuzz.json"
-BATCH = 10  # graphs drawn from one seed
+BATCH = 50  # graphs drawn from one seed
+CHUNK = 5  # minutes, after which what was found is written
 
 
 def try_batch(seed: int, counts: collections.Counter) -> None:
@@ -44,8 +47,8 @@ def try_batch(seed: int, counts: collections.Counter) -> None:
     )
     @given(st.one_of(models(), models(), open_models()), st.data())
     def attempt(model, data):
-        counts["graphs"] += 1
         counts[try_graph(model, data, st)] += 1
+        counts["graphs"] += 1  # hypothesis drops some before they get here
 
     attempt()
 
@@ -75,7 +78,7 @@ def try_graph(model, data, st) -> str:
     assert_untouched(model, before)
     if not study(masked).prunable:
         return "nothing to prune"
-    how = data.draw(st.sampled_from(["train", "train", "slots", "gates"]))
+    how = data.draw(st.sampled_from(["train", "slots", "gates"]))
     if how == "train":
         try:
             train(masked, data, st)
@@ -100,8 +103,8 @@ def try_graph(model, data, st) -> str:
     return "trained" if how == "train" else "gates set"
 
 
-def work(minutes: float, first: int, only: bool) -> dict:
-    """Try batches on this process's backend until the time is up."""
+def work(minutes: float, seed: int) -> dict:
+    """Try batches on this process's backend until the time is up, at least one."""
     sys.path.insert(0, str(measuring.ROOT / "tests"))
     os.environ.setdefault("JAX_ENABLE_X64", "1")
     import keras
@@ -109,8 +112,7 @@ def work(minutes: float, first: int, only: bool) -> dict:
     counts: collections.Counter = collections.Counter()
     failures = []
     end = time.monotonic() + 60 * minutes
-    seed = first
-    while only or time.monotonic() < end:
+    while True:
         keras.utils.clear_session(free_memory=False)
         keras.utils.set_random_seed(seed % 2**32)
         keras.config.set_floatx("float64")
@@ -122,17 +124,22 @@ def work(minutes: float, first: int, only: bool) -> dict:
             failures.append({"seed": seed, "error": str(error)[:500]})
             print(f"seed {seed}:", file=sys.stderr)
             traceback.print_exc()
-        if only:
-            break
         seed += 1
-    return {"keras": keras.__version__, "counts": counts, "failures": failures}
+        if time.monotonic() >= end:
+            break
+    return {
+        "keras": keras.__version__,
+        "next_seed": seed,
+        "counts": counts,
+        "failures": failures,
+    }
 
 
-def spawn(backend: str, python: str, minutes: float, first: int) -> dict:
+def spawn(backend: str, python: str, minutes: float, seed: int) -> dict:
     """Run a worker of a backend in its environment."""
     command = [python, __file__, "--worker", "--minutes", str(minutes)]
     result = subprocess.run(
-        [*command, "--seed", str(first)],
+        [*command, "--seed", str(seed)],
         env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
         text=True,
@@ -140,6 +147,19 @@ def spawn(backend: str, python: str, minutes: float, first: int) -> dict:
     if result.returncode:
         sys.exit(f"The worker of {backend} ended with {result.returncode}.")
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def add(backend: str, found: dict) -> None:
+    """Add what a worker found to the file of results."""
+    row = measuring.load(RESULTS, "backends").get(backend, {})
+    counts = collections.Counter(row.get("counts")) + collections.Counter(
+        found["counts"]
+    )
+    graphs = collections.Counter(row.get("graphs_at"))
+    graphs[measuring.revision()] += found["counts"].get("graphs", 0)
+    found |= {"counts": counts, "graphs_at": graphs}
+    found["failures"] = [*row.get("failures", ()), *found["failures"]]
+    measuring.save(RESULTS, {backend: found}, "backends")
 
 
 def environments(given: list[str]) -> dict[str, str]:
@@ -174,27 +194,29 @@ def show(rows: dict) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="in all")
-    parser.add_argument("--seed", type=int, help="the first seed, or the only one")
-    parser.add_argument("--backend", choices=BACKENDS, help="one batch on this one")
+    parser.add_argument("--seed", type=int, help="try one batch, write nothing")
+    parser.add_argument("--backend", choices=BACKENDS, help="on this one alone")
     parser.add_argument("--python", action="append", default=[], metavar="B=PATH")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(work(args.minutes, args.seed, only=args.minutes == 0)))
+        print(json.dumps(work(args.minutes, args.seed)))
         return 0
-    first = args.seed if args.seed is not None else int(time.time())
     pythons = environments(args.python)
     if args.backend:
-        rows = {args.backend: spawn(args.backend, pythons[args.backend], 0, first)}
+        pythons = {args.backend: pythons[args.backend]}
+    if args.seed is not None:
+        rows = {b: spawn(b, python, 0, args.seed) for b, python in pythons.items()}
         show(rows)
         return int(any(row["failures"] for row in rows.values()))
-    rows = {
-        backend: spawn(backend, python, args.minutes / len(pythons), first)
-        for backend, python in pythons.items()
-    }
+    for backend, python in pythons.items():
+        end = time.monotonic() + 60 * args.minutes / len(pythons)
+        while (left := (end - time.monotonic()) / 60) > 0:
+            row = measuring.load(RESULTS, "backends").get(backend, {})
+            seed = row.get("next_seed", 0)
+            add(backend, spawn(backend, python, min(left, CHUNK), seed))
+    rows = measuring.load(RESULTS, "backends")
     show(rows)
-    about = {"minutes": args.minutes, "first_seed": first}
-    measuring.save(RESULTS, rows, "backends", merge=False, **about)
     return int(any(row["failures"] for row in rows.values()))
 
 

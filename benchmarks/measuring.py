@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 import time
 
@@ -53,6 +54,15 @@ def machine() -> str:
     """The machine in words: its processor, and how many of its cores there are."""
     words = [platform.machine(), f"{os.cpu_count()} cores", _processor()]
     return ", ".join(filter(None, words))
+
+
+def revision() -> str:
+    """The commit of the library that is measured; "unknown" outside a clone."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.check_output(command, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _processor() -> str:
