@@ -86,6 +86,10 @@ def try_graph(model, data, st) -> str:
             if "are not finite" not in str(error):
                 raise
             return "diverged"
+        except LookupError as error:  # TensorFlow knows no gradient of `ResizeArea`
+            if "gradient registry" not in str(error):
+                raise
+            close_at_random(masked, seed)
         if diverged(masked):
             return "diverged"
     elif how == "slots":
