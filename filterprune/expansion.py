@@ -108,6 +108,8 @@ def expand_but(
     if not expander.has_some(model):
         return model, []
     whole = expander.rebuild(model)
+    if not expander.has_expanded:  # a rebuilt model may be one that cannot be saved
+        return model, []
     found = is_same(model, whole)
     runs = [] if found is None else found.runs
     if found is not None and found.difference > TOLERANCE:  # as the report will say
@@ -137,6 +139,7 @@ class _Expander(Rebuilder):
         super().__init__(self._make, call=self._call, dissolves=dissolves)
         self._kept = kept
         self._asked = asked
+        self.has_expanded = False
         self._given_up: set[int] = set()
         self._extra: dict[tuple, Any] = {}
         self._trials: dict[tuple, tuple[Trial, str | None]] = {}
@@ -230,6 +233,7 @@ class _Expander(Rebuilder):
                 found = self._extra[key]
             return found
 
+        self.has_expanded = True
         outputs = trial.play(args, given, twin, self.free_name)
         for node in trial.nodes:
             new = twin(node.op) if is_layer(node.op) else node.op

@@ -255,8 +255,7 @@ def test_what_cannot_be_expanded_says_why(cls, reason, declared):
     filterprune.composite(cls)
     with pytest.warns(filterprune.PruningWarning, match=reason):
         whole = filterprune.expand(model)
-    assert type(whole.get_layer("odd")) is cls
-    assert_close(whole(data()), model(data()), 1e-5, 1e-6)
+    assert whole is model  # of its own class, which can be saved as before
 
 
 def test_a_function_given_for_a_composite_is_checked(declared):
