@@ -296,14 +296,15 @@ def study(model, excluded: Callable[[Call], bool] | None = None) -> Analysis:
         return Analysis(result, lambda call: call.mask is not None, excluded)
     wanted = [call for call in result.calls if needs_gate(call) and not excluded(call)]
     found = {id(call) for call in wanted}
-    behind = [call for call in wanted if any(gate.behind for gate in call.gates)]
-    if behind:
-        found -= _not_needed(result, behind, found, excluded)
+    found -= _not_needed(result, found, excluded)
     return Analysis(result, lambda call: id(call) in found, excluded)
 
 
-def _not_needed(result: Flow, behind: list[Call], wanted: set[int], excluded):
-    """Calls without whose gates the same channels can be removed."""
+def _not_needed(result: Flow, wanted: set[int], excluded) -> set[int]:
+    """Calls without whose gates the same channels can be removed.
+
+    Gates behind the last of several are enough: those before it are left out first.
+    """
 
     def stuck(gated: set[int]) -> np.ndarray:
         analysis = Analysis(result, lambda call: id(call) in gated, excluded)
@@ -311,13 +312,24 @@ def _not_needed(result: Flow, behind: list[Call], wanted: set[int], excluded):
         found[list(analysis.reasons)] = True
         return found
 
-    roots = result.table.roots()
-    freed = stuck(wanted - {id(call) for call in behind}) & ~stuck(wanted)
-    return {
+    behind = [
         id(call)
-        for call in behind
-        if not any(freed[roots[gate.labels]].any() for gate in call.gates)
-    }
+        for call in result.calls
+        if id(call) in wanted and any(gate.behind for gate in call.gates)
+    ]
+    if not behind:
+        return set()
+    left_out = set(behind)
+    at_best = stuck(wanted)
+    if not (stuck(wanted - left_out) & ~at_best).any():
+        return left_out
+    left_out = set()
+    for number in behind:
+        without = stuck(wanted - left_out - {number})
+        if not (without & ~at_best).any():
+            left_out.add(number)
+            at_best &= without
+    return left_out
 
 
 __all__ = ["Analysis", "Group", "describe", "needs_gate", "study"]

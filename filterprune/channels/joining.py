@@ -51,7 +51,7 @@ def join(
         table.tie(tied[0], labels)
     labels = np.broadcast_arrays(*tied)[0] if len(tied) > 1 else tied[0]
     output = Channels(shape, labels)
-    if any(x.constant is not None and x.constant.size > 1 for x in xs):
+    if any(x.constant is not None for x in xs):
         _gate_behind(output, xs, combine)
 
     def worth(valuation, values):
@@ -80,24 +80,23 @@ def join(
 
 
 def _gate_behind(output: Channels, xs, combine) -> None:
-    """Let gates close what a constant makes of absent channels, if not zeros.
-
-    Not for a mere number such as the `1e-3` in `ops.sqrt(x * x + 1e-3)`, whose
-    gradient at zero is none: what it makes is one, too, for biases to take.
-    """
-    call = current()
-    if "float" not in call.node.outputs[0].dtype:
-        return
+    """Let gates close what a constant makes of absent channels, if not zeros."""
     operands = [0.0 if x.constant is None else x.constant for x in xs]
     with np.errstate(all="ignore"):
         made = np.asarray(combine(*operands), "float64")
     if made.any() and np.isfinite(made).all():  # zero times infinity is no zero
-        axis = gated_axis(call, output)
-        whole = list(output.labels.shape)
-        whole[axis] = output.size(axis)
-        if whole[axis] != 1:
-            labels = np.broadcast_to(output.labels, whole)
-            gate_output(labels, axis % output.ndim, (), {}, makes=False, behind=True)
+        gate_behind(output)
+
+
+def gate_behind(output: Channels) -> None:
+    """Let gates close channels of the output of an operation, where that frees any."""
+    call = current()
+    axis = gated_axis(call, output)
+    whole = list(output.labels.shape)
+    whole[axis] = output.size(axis)
+    if "float" in call.node.outputs[0].dtype and whole[axis] != 1:
+        labels = np.broadcast_to(output.labels, whole)
+        gate_output(labels, axis % output.ndim, (), {}, makes=False, behind=True)
 
 
 def _zero_whatever(combine, xs, values, ties) -> np.ndarray:

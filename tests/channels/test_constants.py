@@ -4,6 +4,8 @@
 bias of the dense layer only if it is the same at every position, whatever the size.
 """
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -131,7 +133,7 @@ def both(function, open_sizes=PRUNED):
 
 OPERATIONS = {
     "Concatenate": two(
-        (lambda y: ops.concatenate([y, ops.relu(y)], axis=1), NEVER_OPEN),
+        (lambda y: ops.concatenate([y, ops.relu(y)], axis=1), PRUNED),
         (lambda y: ops.concatenate([y, y + 1.0], axis=1), STAYS),
     ),
     "Hstack": both(ops.hstack, NEVER_OPEN),
@@ -168,7 +170,7 @@ OPERATIONS = {
         (lambda y: ops.pad(y, ((0, 0), (1, 0), (0, 0), (0, 0)), "symmetric"), PRUNED),
         (
             lambda y: ops.pad(y, ((0, 0), (1, 1), (1, 1), (1, 2)), constant_values=2.0),
-            STAYS,
+            PRUNED,  # gated
         ),
         (
             lambda y: ops.pad(y, ((0, 0), (0, 0), (0, 0), (1, 2)), constant_values=2.0),
@@ -253,6 +255,23 @@ def group_of(model):
     return next(g for g in filterprune.analyze(model).groups if "first" in g.layers)
 
 
+def shifts_of(model):
+    """The names of the operations that add the constant.
+
+    Without a gate behind them the constant is left, to go into biases if it can.
+    """
+    names = [op.name for op in model.operations]
+    return [name for name in names if name.startswith(("add", "subtract"))]
+
+
+def wrapped(model, exclude):
+    """The masked model, and whether channels of the first layer can go."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", filterprune.PruningWarning)  # none can
+        masked = filterprune.wrap_model(model, exclude=exclude)
+    return masked, hasattr(masked.get_layer("first"), "gate")
+
+
 def differences(masked, small, shapes):
     """The relative difference for images of each size that the model takes."""
     rng = np.random.default_rng(0)
@@ -266,8 +285,7 @@ def differences(masked, small, shapes):
             yield relative_difference(expected, small(image, training=False))
 
 
-def check(model, shapes, at_least):
-    masked = filterprune.wrap_model(model)
+def check(masked, shapes, at_least):
     close_at_random(masked)
     small = filterprune.compact(masked, verify=False)
     found = list(differences(masked, small, shapes))
@@ -281,15 +299,18 @@ def test_a_constant_at_open_sizes(name, rank, op, expected):
     if expected == NEVER_OPEN or name in SKIPPED[keras.backend.backend()]:
         pytest.skip("Keras does not run it")
     model = model_of(op, rank, (None,) * rank)
-    assert (group_of(model).reason is None) == (expected == PRUNED)
-    if expected == PRUNED:
-        shapes = [(2, *(*size, 5)[:rank], 3) for size in SIZES[_least(name) :]]
-        check(model, shapes, at_least=2)
+    masked, can_go = wrapped(model, exclude=shifts_of(model))
+    assert can_go == (expected == PRUNED)
+    if not can_go:
+        masked, can_go = wrapped(model, exclude=())
+        assert can_go, "gates behind the shift make zeros of the constant"
+    shapes = [(2, *(*size, 5)[:rank], 3) for size in SIZES[_least(name) :]]
+    check(masked, shapes, at_least=2)
 
 
 def _least(name) -> int:
     """The first of `SIZES` that is large enough for TensorFlow not to crash."""
-    return 3 if name.startswith(("Adaptive", "Depthwise")) else 0
+    return 3 if name.startswith(("Adaptive", "Depthwise", "Separable")) else 0
 
 
 @pytest.mark.parametrize(
@@ -301,8 +322,11 @@ def test_a_constant_at_a_size_that_is_known(name, rank, op, expected):
         pytest.skip("Keras does not run it")
     sizes = (*FIXED, 4)[:rank]
     model = model_of(op, rank, sizes)
-    if group_of(model).reason is None:
-        check(model, [(2, *sizes, 3)], at_least=1)
+    for exclude in (shifts_of(model), ()):
+        masked, can_go = wrapped(model, exclude)
+        if can_go:
+            check(masked, [(2, *sizes, 3)], at_least=1)
+    assert can_go
 
 
 FAMILIES = ("conv", "pooling", "moving", "movement", "reduction")
@@ -328,7 +352,8 @@ def test_a_mask_is_made_of_all_channels_that_are_not_zero():
     y = layers.Dense(8, name="first")(x)
     y = layers.Dense(6)(layers.Masking()(y + 1.0))
     model = keras.Model(x, layers.Dense(2)(layers.LSTM(4)(y)))
-    assert group_of(model).reason is not None
+    assert not wrapped(model, exclude=shifts_of(model))[1]
+    assert group_of(model).reason is None
 
 
 def test_what_augmentation_brings_in_from_outside():
@@ -345,7 +370,8 @@ def test_what_augmentation_brings_in_from_outside():
                 0.3, 0.3, fill_mode="constant", fill_value=fill
             )(y)
 
-        assert (group_of(model_of(op, 2, (6, 6))).reason is None) == expected
+        model = model_of(op, 2, (6, 6))
+        assert wrapped(model, exclude=shifts_of(model))[1] == expected
 
 
 def test_batches_are_no_constant():
@@ -353,4 +379,40 @@ def test_batches_are_no_constant():
     x = keras.Input((6, 6, 3))
     y = layers.Conv2D(8, 1, name="first")(x) + 1.5
     model = keras.Model(x, layers.Dense(4)(ops.sum(y, axis=0)))
-    assert group_of(model).reason is not None
+    assert not wrapped(model, exclude=shifts_of(model))[1]
+
+
+def test_no_gate_behind_a_constant_that_a_bias_can_take():
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(8, 1, name="first")(x) * 0.5 + 1.5
+    masked = filterprune.wrap_model(keras.Model(x, layers.Dense(4)(y)))
+    assert [layer.name for layer in masked.layers if hasattr(layer, "gate")] == [
+        "first"
+    ]
+
+
+def test_only_the_last_of_several_constants_has_a_gate():
+    """A gate before the square root would stand at its infinite gradient."""
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(8, 1, name="first")(x)
+    y = ops.sqrt(y * y + 1e-3) - 0.5
+    y = layers.Conv2D(4, 3, padding="same", name="last")(y)
+    masked = filterprune.wrap_model(keras.Model(x, y))
+    gated = [layer.name for layer in masked.layers if hasattr(layer, "gate")]
+    assert len(gated) == 2
+    assert gated[1].startswith("subtract")
+
+
+def test_gradients_are_finite_where_a_square_root_reads_a_closed_channel():
+    x = keras.Input((6, 6, 3))
+    y = layers.Conv2D(8, 1, name="first")(x)
+    y = layers.Conv2D(4, 3, padding="same", name="last")(ops.sqrt(y * y + 1e-3))
+    masked = filterprune.wrap_model(keras.Model(x, y))
+    close_at_random(masked)
+    masked.compile("sgd", "mse")
+    image = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
+    masked.fit(image, np.zeros((2, 6, 6, 4)), verbose=0)
+    for weight in masked.weights:
+        assert np.isfinite(to_numpy(weight)).all(), weight.path
+    small = filterprune.compact(masked)
+    assert small.get_layer("first").filters == 4

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from filterprune.channels.calls import current
+from filterprune.channels.joining import gate_behind
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import concatenate as concatenated
 from filterprune.channels.moves import (
@@ -281,4 +282,7 @@ def pad(op, x, constant_values=None):
         new = tuple(survivors.count(edge) for edge in edges)
         return tuple(new if i == axis else width for i, width in enumerate(widths))
 
-    return take(x, move, labels=[labels], resize={"pad_width": pad_width})
+    output = take(x, move, labels=[labels], resize={"pad_width": pad_width})
+    if fill:
+        gate_behind(output)
+    return output
