@@ -297,7 +297,8 @@ def _made_by(gates: list[Gate], labels) -> bool:
 def nothing_to_prune(analysis: Analysis) -> str:
     """Why nothing in a model can be pruned, without a full stop."""
     reasons = {str(g.reason): f"`{g.name}`: {g.reason}" for g in analysis.groups[::-1]}
-    why = "; ".join(sorted(reasons.values())[:5]) or "no layer in it makes channels"
+    found = sorted(reasons.values()) or [*analysis.flow.barriers.values()]
+    why = "; ".join(found[:5]) or "no layer in it makes channels"
     return f"Nothing in the model '{analysis.model.name}' can be pruned: {why}"
 
 

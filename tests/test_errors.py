@@ -131,6 +131,23 @@ def test_wrapping_says_that_nothing_can_be_pruned():
         filterprune.compact(masked)
 
 
+def test_a_layer_that_hides_all_channels_is_named():
+    """By the clone route too, which warns of nothing."""
+
+    class Block(keras.layers.Layer):
+        def build(self, input_shape):
+            self.inner = keras.layers.Dense(4)
+            self.inner.build(input_shape)
+
+        def call(self, x):
+            return self.inner(x)
+
+    x = keras.Input((3,))
+    masked = builders.clone(keras.Model(x, Block(name="hiding")(x)))
+    with pytest.raises(ValueError, match=r"`hiding` \(Block\): .*hides Dense"):
+        filterprune.prune(masked, 0.5)
+
+
 def test_a_model_that_was_not_wrapped_is_to_be_wrapped():
     with pytest.raises(ValueError, match="Wrap it first"):
         filterprune.compact(builders.plain())
