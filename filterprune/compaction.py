@@ -14,6 +14,7 @@ from filterprune.errors import VerificationError, warn
 from filterprune.inputs import check_inputs
 from filterprune.rebuilding import copy_weights, states_of, warn_of_ties
 from filterprune.resizing import Resizer
+from filterprune.running import seeds_of
 from filterprune.slots import masked_analysis
 from filterprune.suggestions import suggests_keywords
 from filterprune.verification import verify_same
@@ -221,7 +222,7 @@ class _Compactor(Resizer):
         return moves
 
     def _carry_states(self, call: Call, new) -> None:
-        """Let a stateful layer go on from where the old one is."""
+        """Let a layer go on from where the old one is: states and random numbers."""
         axes = {
             place.output: (gate, place) for gate in call.gates for place in gate.states
         }
@@ -233,6 +234,8 @@ class _Compactor(Resizer):
                 kept = self.survivors.mask(gate.labels[place.gates])
                 value = np.compress(kept, value, axis=place.axis)
             state.assign(value)
+        for old, seed in zip(seeds_of(call.op), seeds_of(new)):
+            seed.assign(old)
 
     def _gated(self, call: Call, name: str, weight) -> np.ndarray:
         """A weight with the gates that act on it multiplied in."""

@@ -382,3 +382,18 @@ def test_gates_that_are_open_in_part_become_factors(norm, gates):
         gate.variable.assign(np.resize(gates, gate.variable.shape))
     small = check_exact(masked, limit=1e-5)
     assert small.get_layer("first").units == 8 - 2 * gates.count(0.0)
+
+
+def test_random_numbers_go_on_where_those_of_the_masked_model_are():
+    """Augmentation is the same then, in both models, call by call."""
+    x = keras.Input((8, 8, 3))
+    y = layers.RandomRotation(0.3)(layers.RandomFlip()(x))
+    y = layers.Conv2D(6, 3)(y)
+    masked = filterprune.wrap_model(keras.Model(x, layers.Conv2D(2, 1)(y)))
+    close_at_random(masked)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 3))
+    masked(images, training=True)
+    small = filterprune.compact(masked)
+    for _ in range(2):
+        expected = masked(images, training=True)
+        assert_close(small(images, training=True), expected, 1e-4, 1e-4)
