@@ -6,7 +6,13 @@ from typing import Any
 import keras
 
 from filterprune.channels.likeness import likeness, likeness_of_arguments
-from filterprune.channels.registry import composite_call, layer_rule, own_call
+from filterprune.channels.registry import (
+    composite_call,
+    is_traced,
+    keep_whole,
+    layer_rule,
+    own_call,
+)
 from filterprune.channels.trace import (
     Node,
     check_model,
@@ -42,12 +48,12 @@ def expand(model, layers=()):
     analysis. Expanded, the layers in it become layers of the model, named after
     both: `block/dense` is then `block_dense`. The result computes the same, has the
     same weights, and can be wrapped as if the layers had been written with the
-    functional API. `filterprune.wrap_model` does so by itself with classes declared
-    by `filterprune.composite` and with the layers of `keras-hub`.
+    functional API. `filterprune.wrap_model` does so by itself. A layer stays as it is
+    if that is not proved to compute the same; `filterprune.analyze` says why.
 
     Args:
         model: a built functional or sequential Keras model. It is not touched.
-        layers: further layer classes to take apart, an iterable. Defaults to none.
+        layers: layer classes that must be taken apart, an iterable. Defaults to none.
 
     Returns:
         A new model, compiled if `model` is; `model` itself if there is nothing to
@@ -84,7 +90,12 @@ def expand(model, layers=()):
 
 
 def expand_but(
-    model, kept: Callable, layers: Any = (), dissolves: bool = True, tell: bool = False
+    model,
+    kept: Callable,
+    layers: Any = (),
+    dissolves: bool = True,
+    tell: bool = False,
+    traces: bool = True,
 ) -> tuple[Any, list]:
     """Expand composite layers, but for those for which `kept` is true.
 
@@ -94,6 +105,7 @@ def expand_but(
         layers: as for `expand`.
         dissolves: see `Rebuilder`.
         tell: whether to warn of layers that a file of the result cannot hold.
+        traces: whether to expand layers of classes that are not declared, too.
 
     Returns:
         The new model, and the runs of `model` that it was compared in.
@@ -104,7 +116,7 @@ def expand_but(
         raise TypeError(
             f"Expected `layers` to be layer classes. Received: layers={layers!r}"
         )
-    expander = _Expander(kept, tuple(asked), dissolves)
+    expander = _Expander(kept, tuple(asked), dissolves, traces)
     if not expander.has_some(model):
         return model, []
     whole = expander.rebuild(model)
@@ -112,7 +124,11 @@ def expand_but(
         return model, []
     found = is_same(model, whole)
     runs = [] if found is None else found.runs
-    if found is not None and found.difference > TOLERANCE:  # as the report will say
+    unlike = found is not None and found.difference > min(TOLERANCE, found.tolerance)
+    if expander.has_traced and (found is None or unlike):
+        # Not proved, and nobody declared it.
+        return expand_but(model, kept, asked, dissolves, tell, traces=False)
+    if unlike:  # as the report will say
         if asked:
             raise ValueError(
                 f"'{model.name}' computes something else when its composite layers "
@@ -126,6 +142,10 @@ def expand_but(
     return whole, runs
 
 
+def _is_of_hub(layer) -> bool:
+    return type(layer).__module__.startswith("keras_hub.")
+
+
 class _Expander(Rebuilder):
     """Rebuilds a model with what composite layers call in their place.
 
@@ -133,13 +153,15 @@ class _Expander(Rebuilder):
         kept: which layers to leave alone.
         asked: layer classes to expand that are not declared.
         dissolves: see `Rebuilder`.
+        traces: whether to expand layers of other classes, too, if that is proved.
     """
 
-    def __init__(self, kept: Callable, asked: tuple, dissolves: bool):
+    def __init__(self, kept: Callable, asked: tuple, dissolves: bool, traces: bool):
         super().__init__(self._make, call=self._call, dissolves=dissolves)
         self._kept = kept
         self._asked = asked
-        self.has_expanded = False
+        self._traces = traces
+        self.has_expanded = self.has_traced = False
         self._given_up: set[int] = set()
         self._extra: dict[tuple, Any] = {}
         self._trials: dict[tuple, tuple[Trial, str | None]] = {}
@@ -174,11 +196,15 @@ class _Expander(Rebuilder):
             return None
         if not own_parts(op):
             return in_other_words(op) if hidden else None
-        if type(op) in self._asked:
-            return composite_call(type(op)) or own_call
-        if layer_rule(type(op)) is not None:
+        if layer_rule(type(op)) is not None and type(op) not in self._asked:
             return None
-        return composite_call(type(op))
+        if self._is_asked(op):
+            return composite_call(type(op)) or own_call
+        return own_call if self._traces and is_traced(op) else None
+
+    def _is_asked(self, op) -> bool:
+        """Whether the class of a layer is declared, or named in the call."""
+        return type(op) in self._asked or composite_call(type(op)) is not None
 
     def _make(self, op):
         new = copy_whole(op)
@@ -216,6 +242,7 @@ class _Expander(Rebuilder):
                 break
         if trial is None or reason is not None:
             self._give_up(old, str(reason))
+            keep_whole(new, str(reason))
             for part, own in zip(parts_of(new), parts_of(old)):
                 part.name = own.name
             return new(*args, **kwargs)
@@ -234,6 +261,7 @@ class _Expander(Rebuilder):
             return found
 
         self.has_expanded = True
+        self.has_traced |= not self._is_asked(old)
         outputs = trial.play(args, given, twin, self.free_name)
         for node in trial.nodes:
             new = twin(node.op) if is_layer(node.op) else node.op
@@ -275,11 +303,12 @@ class _Expander(Rebuilder):
         self._given_up.add(id(layer))
         if not own_parts(layer):  # which is not asked for
             return
+        keep_whole(layer, reason)
         message = (
             f"The composite layer '{layer.name}' (of type {type(layer).__name__}) "
             f"cannot be expanded: {reason}."
         )
         if type(layer) in self._asked:
             raise ValueError(f"{message} Write a rule for it, or leave it as it is.")
-        if not type(layer).__module__.startswith("keras_hub."):  # not asked for
+        if self._is_asked(layer) and not _is_of_hub(layer):
             warn(f"{message} It is kept.")

@@ -4,7 +4,15 @@ import keras
 import numpy as np
 import pytest
 from builders import WITHOUT_XLA
-from exactness import assert_close, check_exact, close_at_random, randomise, to_numpy
+from exactness import (
+    assert_close,
+    assert_untouched,
+    check_exact,
+    close_at_random,
+    randomise,
+    state_of,
+    to_numpy,
+)
 from keras import layers, ops
 
 import filterprune
@@ -97,7 +105,6 @@ def test_a_composite_is_expanded_on_demand_and_computes_the_same():
     assert_close(whole(data()), model(data()), 1e-5, 1e-6)
     names = [layer.name for layer in whole.layers]
     assert {"block_attention", "block_part0_inner", "again_part1_outer"} <= set(names)
-    assert filterprune.expand(model) is model
     assert [layer.name for layer in model.layers].count("block") == 1
 
 
@@ -172,11 +179,7 @@ def test_declared_composites_are_pruned_inside(declared, tmp_path):
     assert small.get_layer("block_attention").num_heads == 2
 
 
-def test_a_composite_that_is_excluded_or_not_declared_is_kept(declared):
-    model = model_of(Block(name="block"))
-    (barrier,) = filterprune.analyze(model).barriers
-    assert "filterprune.composite" in barrier
-    filterprune.composite(Block)
+def test_a_composite_that_is_excluded_is_kept():
     masked = filterprune.wrap_model(
         model_of(Block(name="block"), layers.Dense(7)), exclude=("block",)
     )
@@ -291,3 +294,103 @@ def test_the_original_is_not_touched():
     for weight, old in zip(model.weights, before, strict=True):
         assert_close(weight, old)
     assert model.get_layer("block").attention.name == "attention"
+
+
+class ConvBlock(layers.Layer):
+    """As people write it; what it does besides is up to a subclass."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.conv = layers.Conv1D(filters, 3, padding="same")
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.conv.build(shape)
+        self.norm.build((*shape[:-1], self.filters))
+
+    def call(self, x, training=None):
+        return keras.activations.relu(self.norm(self.conv(x), training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters}
+
+
+class AddsLoss(ConvBlock):
+    def call(self, x, training=None):
+        self.add_loss(ops.mean(x))
+        return super().call(x, training)
+
+
+class Measures(ConvBlock):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mean = keras.metrics.Mean()
+
+    def call(self, x, training=None):
+        self.mean.update_state(ops.mean(x))
+        return super().call(x, training)
+
+
+class Draws(ConvBlock):
+    """A number that NumPy draws when it is called is no constant."""
+
+    def call(self, x, training=None):
+        return super().call(x, training) + np.random.normal(size=self.filters)
+
+
+class Counts(ConvBlock):
+    """Another factor with every call."""
+
+    def call(self, x, training=None):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().call(x, training) * self.calls
+
+
+class Noisy(ConvBlock):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, x, training=None):
+        y = super().call(x, training)
+        return y + keras.random.normal(ops.shape(y), seed=self.seed) if training else y
+
+
+def net_of(cls, **kwargs):
+    x = keras.Input((6, 5))
+    y = cls(8, name="block", **kwargs)(layers.Conv1D(6, 3, name="before")(x))
+    y = layers.Conv1D(4, 1, name="after")(y)
+    return randomise(keras.Model(x, layers.Dense(2)(layers.Flatten()(y))))
+
+
+def test_layers_made_of_layers_are_pruned_inside_undeclared():
+    model = net_of(ConvBlock)
+    before = state_of(model)
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    small = check_exact(masked)
+    assert small.get_layer("block_conv1d").filters == 4
+    assert small.get_layer("before").filters == 3
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    "cls", [AddsLoss, Measures, Draws, Counts, Noisy], ids=lambda c: c.__name__
+)
+def test_a_layer_that_does_more_than_call_its_parts_is_kept(cls):
+    """Nobody said that it is made of those and nothing else: it goes on as it is."""
+    model = net_of(cls)
+    before = state_of(model)
+    masked = filterprune.wrap_model(model, verify=cls not in (Draws, Counts))
+    block = masked.get_layer("block")
+    assert type(block) is cls
+    (barrier,) = filterprune.analyze(masked).barriers
+    assert "`block`" in barrier and "Conv1D" in barrier
+    assert not hasattr(masked.get_layer("before"), "gate")
+    assert_untouched(model, before)
+
+
+def test_an_activity_regularizer_of_the_whole_is_kept():
+    masked = filterprune.wrap_model(net_of(ConvBlock, activity_regularizer="l2"))
+    assert isinstance(masked.get_layer("block"), ConvBlock)

@@ -111,7 +111,7 @@ def check_deployment(notebook):
 def check_custom(notebook):
     *_, before, after, scores, compact, wrong = map(printed, code_cells(notebook))
     assert "`pointwise` (Pointwise): no rule is known" in before
-    assert "`attend` (Attend): no rule is known" in before
+    assert "attend_dense prunable" in before
     assert after.count("prunable") == 4
     assert min(figures(r"([\d.]+)%", scores)) > 60
     widths = [*map(int, re.findall(r"\d+(?= ->)|(?<=-> )\d+", compact))]

@@ -27,6 +27,7 @@ import numpy as np
 
 from filterprune.channels.constants import open_shapes
 from filterprune.channels.likeness import likeness, likeness_of_arguments
+from filterprune.channels.registry import why_whole
 from filterprune.channels.remaking import config_of, remake
 from filterprune.channels.trace import (
     Node,
@@ -134,10 +135,11 @@ def hidden_layers(layer) -> str | None:
     inner = {type(part).__name__ for part in parts_of(layer)}
     if not inner:
         return None
+    reason = why_whole(layer)
     return (
-        f"it is a composite layer, which hides {', '.join(sorted(inner))}; "
-        "declare it by `filterprune.composite`, write a rule for it, or call those "
-        "layers in a functional model"
+        f"it is a composite layer, which hides {', '.join(sorted(inner))}"
+        + (f", and cannot be expanded: {reason}" if reason else "")
+        + "; write a rule for it, or call those layers in a functional model"
     )
 
 

@@ -10,7 +10,10 @@ of their class.
 import functools
 import importlib
 import types
+import weakref
 from collections.abc import Callable
+
+import keras
 
 from filterprune.channels.trace import part_named
 
@@ -111,12 +114,13 @@ def unknown_rule() -> Callable:
 
 
 def composite(cls: type, call: Callable | None = None) -> type:
-    """Declare that layers of a class are made of others, and nothing else.
+    """Insist that layers of a class are made of others, and nothing else.
 
-    `filterprune.wrap_model` and `filterprune.analyze` then take such a layer apart:
-    what it calls takes its place in the model, named after it, as if it had been
-    written with the functional API (see `filterprune.expand`). It must have no
-    weights of its own and call its parts on symbolic tensors as it does on others.
+    `filterprune.wrap_model` and `filterprune.analyze` take any such layer apart: what
+    it calls takes its place in the model, named after it, as if it had been written
+    with the functional API (see `filterprune.expand`). It must have no weights of its
+    own and call its parts on symbolic tensors as it does on others. Where one of a
+    declared class cannot be taken apart, a warning says why.
 
     Args:
         cls: the layer class. Subclasses are not meant.
@@ -157,6 +161,34 @@ def composite_call(cls: type) -> Callable | None:
     if cls.__module__.split(".", 1)[0] in _COMPOSITE_LIBRARIES:
         return _COMPOSITES.get(cls, own_call)
     return _COMPOSITES.get(cls)
+
+
+def is_traced(layer) -> bool:
+    """Whether a layer of a class that is not declared may be expanded, if proved.
+
+    Not where a class does more than its `call`, or a rule or a barrier is stated.
+    """
+    cls = type(layer)
+    return (
+        cls.__module__.split(".", 1)[0] != "keras"
+        and cls.__call__ is keras.layers.Layer.__call__
+        and layer.activity_regularizer is None
+        and layer_rule(cls) is None
+        and barrier_reason(cls) is None
+    )
+
+
+def keep_whole(layer, reason: str) -> None:
+    """Note why a composite layer cannot be expanded, for the report."""
+    _WHOLE[layer] = reason
+
+
+def why_whole(layer) -> str | None:
+    """Why a composite layer could not be expanded, if that was tried."""
+    return _WHOLE.get(layer)
+
+
+_WHOLE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def composites_of(library: str) -> None:

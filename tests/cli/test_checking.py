@@ -162,14 +162,14 @@ def test_figures_are_plain_json(capsys):
 
 @keras.saving.register_keras_serializable("test_checking")
 class Hidden(keras.layers.Layer):
-    """A composite layer that is not declared."""
+    """It uses the weights of a part without calling it."""
 
     def build(self, shape):
         self.inner = keras.layers.Dense(shape[-1])
         self.inner.build(shape)
 
     def call(self, x):
-        return keras.ops.flip(self.inner(x), axis=-1)
+        return keras.ops.flip(x @ self.inner.kernel + self.inner.bias, axis=-1)
 
 
 def test_inspect_and_prune_say_whose_macs_are_not_counted(run, tmp_path):
