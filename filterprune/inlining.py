@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from filterprune.channels.registry import own_call
 from filterprune.channels.trace import (
@@ -160,6 +161,9 @@ class Trial:
         """Why this does not stand for the layer that was copied, or None."""
         if function_of(layer) is own_call and self._leaves_out():
             return "it has weights that it does not call a part with"
+        given = keras.tree.flatten([(node.args, node.kwargs) for node in self.nodes])
+        if any(isinstance(value, keras.Variable) for value in given):
+            return "it hands a weight of a part to an operation"
         if len(self.copy.losses) > sum(
             len(part.losses) for part in own_parts(self.copy)
         ):
@@ -189,24 +193,41 @@ class Trial:
         return not known.issuperset(id(weight) for weight in self.copy.weights)
 
     def _difference(self, layer, args, kwargs) -> str | None:
-        """Whether the model computes something else than the layer."""
+        """Whether the model computes something else than the layer.
+
+        With other weights than the layer has: an operation that was handed one keeps
+        its value, and is no function of it.
+        """
         inputs, own, named = _inputs_like(args, kwargs)
         outputs = keras.tree.flatten(self.play(own, named, twin=lambda op: op))
         model = keras.Model(inputs, [y for y in outputs if is_symbolic(y)])
         given = keras.tree.flatten(generate_inputs(model, size=_SIZE))
-        with undisturbed(model, seed=1):
+        values = [*map(_drawn, layer.weights, range(len(layer.weights)))]
+        with undisturbed(model, values=zip(self.copy.weights, values), seed=1):
             found = keras.tree.flatten(model(given))
-        values = iter(given)
+        left = iter(given)
         args, kwargs = keras.tree.map_structure(
-            lambda x: next(values) if is_symbolic(x) else x, (args, kwargs)
+            lambda x: next(left) if is_symbolic(x) else x, (args, kwargs)
         )
-        with undisturbed(layer, seed=1):
+        with undisturbed(layer, values=zip(layer.weights, values), seed=1):
             for _ in range(1 if seeds_of(layer) else 2):  # some count their calls
                 wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
         worst = max(map(relative_difference, wanted, found), default=0.0)
         if worst < min(TOLERANCE, tolerance_of(model)):
             return None
         return f"its parts alone compute something else (by {worst:.2g})"
+
+
+def _drawn(weight, seed: int):
+    """Another value for a weight, of its own order; a variance stays positive."""
+    if "float" not in weight.dtype:
+        return keras.ops.convert_to_tensor(weight)
+    rng = np.random.default_rng(seed)
+    value = keras.ops.convert_to_numpy(weight).astype("float64")
+    value = value * rng.uniform(0.5, 1.5, value.shape) + rng.uniform(
+        0, 0.1, value.shape
+    )
+    return keras.ops.cast(value, weight.dtype)
 
 
 def _inputs_like(args, kwargs) -> tuple:

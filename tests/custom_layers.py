@@ -178,8 +178,83 @@ class Mixing(layers.Layer):
         return ops.tanh(ops.matmul(x, ops.cast(self.matrix, x.dtype)))
 
 
-HONEST = (LayerScale, StochasticDepth, TwoModes, Counting, Penalty)
+class Residual(layers.Layer):
+    """Made of layers, and nobody has declared it."""
+
+    def build(self, input_shape):
+        width = input_shape[-1]
+        self.parts = {"conv": layers.Conv2D(2 * width, 3, padding="same")}
+        self.norm = layers.BatchNormalization()
+        self.last = [layers.Dropout(0.2), layers.Conv2D(width, 1)]
+        self.parts["conv"].build(input_shape)
+        self.norm.build((*input_shape[:-1], 2 * width))
+        self.last[1].build((*input_shape[:-1], 2 * width))
+
+    def call(self, x, training=None):
+        y = self.norm(self.parts["conv"](x), training=training)
+        y = keras.activations.relu(y)
+        for layer in self.last:
+            y = layer(y)
+        return x + 0.5 * y
+
+
+class Excite(layers.Layer):
+    """Squeeze-and-excite; its second part is a composite too."""
+
+    def build(self, input_shape):
+        self.inner = keras.Sequential([layers.Dense(3), layers.ReLU()])
+        self.outer = Head(input_shape[-1])
+        self.inner.build((None, input_shape[-1]))
+        self.outer.build((None, 3))
+
+    def call(self, x):
+        weight = self.outer(self.inner(ops.mean(x, axis=(1, 2))))
+        return x * weight[:, None, None, :]
+
+
+class Head(layers.Layer):
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(units)
+
+    def build(self, input_shape):
+        self.dense.build(input_shape)
+
+    def call(self, x):
+        return ops.sigmoid(self.dense(x))
+
+
+class Beside(Residual):
+    """A weight of its own beside its parts."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.scale = self.add_weight(shape=(input_shape[-1],), name="scale")
+
+    def call(self, x, training=None):
+        return super().call(x, training) * self.scale
+
+
+class Borrowing(Residual):
+    """It uses the weights of a part without calling it."""
+
+    def call(self, x, training=None):
+        y = super().call(x, training)
+        return y + ops.conv(self.norm(self.parts["conv"](x)), self.last[1].kernel)
+
+
+class Moody(Residual):
+    """It calls other parts in training."""
+
+    def call(self, x, training=None):
+        return x if training else super().call(x)
+
+
+HONEST = (LayerScale, StochasticDepth, TwoModes, Counting, Penalty, Residual, Excite)
 OPAQUE = (
+    Beside,
+    Borrowing,
+    Moody,
     Forgetful,
     NegativeShift,
     Ramp,

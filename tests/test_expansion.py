@@ -347,6 +347,20 @@ class Counts(ConvBlock):
         return super().call(x, training) * self.calls
 
 
+class Borrows(ConvBlock):
+    """It hands a weight to an operation, and calls the part too: they stay tied."""
+
+    def call(self, x, training=None):
+        y = super().call(x, training)
+        return y + ops.matmul(x, self.conv.kernel[0] * 2.0)
+
+
+class BorrowsAsItIs(ConvBlock):
+    def call(self, x, training=None):
+        y = super().call(x, training)
+        return y + ops.conv(x, self.conv.kernel, padding="same")
+
+
 class Noisy(ConvBlock):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -376,7 +390,9 @@ def test_layers_made_of_layers_are_pruned_inside_undeclared():
 
 
 @pytest.mark.parametrize(
-    "cls", [AddsLoss, Measures, Draws, Counts, Noisy], ids=lambda c: c.__name__
+    "cls",
+    [AddsLoss, Measures, Draws, Counts, Borrows, BorrowsAsItIs, Noisy],
+    ids=lambda c: c.__name__,
 )
 def test_a_layer_that_does_more_than_call_its_parts_is_kept(cls):
     """Nobody said that it is made of those and nothing else: it goes on as it is."""
