@@ -37,7 +37,7 @@ from filterprune.loading import (
     in_other_words,
     warn_of_unloadable,
 )
-from filterprune.rebuilding import Rebuilder, copy_whole
+from filterprune.rebuilding import Rebuilder, copy_whole, warn_of_ties
 from filterprune.verification import is_same
 
 
@@ -125,8 +125,9 @@ def expand_but(
     found = is_same(model, whole)
     runs = [] if found is None else found.runs
     unlike = found is not None and found.difference > min(TOLERANCE, found.tolerance)
-    if expander.has_traced and (found is None or unlike):
-        # Not proved, and nobody declared it.
+    if expander.traced and (found is None or unlike):
+        for layer in expander.traced:  # nobody declared those
+            keep_whole(layer, "the whole model is not proved to compute the same")
         return expand_but(model, kept, asked, dissolves, tell, traces=False)
     if unlike:  # as the report will say
         if asked:
@@ -136,6 +137,7 @@ def expand_but(
             )
         return model, runs
     if tell:
+        warn_of_ties(expander.pairs, model.name)
         warn_of_unloadable(model, expander.unloadable)
     if model.compiled:
         recompile(model, whole)
@@ -161,7 +163,8 @@ class _Expander(Rebuilder):
         self._kept = kept
         self._asked = asked
         self._traces = traces
-        self.has_expanded = self.has_traced = False
+        self.has_expanded = False
+        self.traced: list = []
         self._given_up: set[int] = set()
         self._extra: dict[tuple, Any] = {}
         self._trials: dict[tuple, tuple[Trial, str | None]] = {}
@@ -261,7 +264,8 @@ class _Expander(Rebuilder):
             return found
 
         self.has_expanded = True
-        self.has_traced |= not self._is_asked(old)
+        if not self._is_asked(old):
+            self.traced.append(old)
         outputs = trial.play(args, given, twin, self.free_name)
         for node in trial.nodes:
             new = twin(node.op) if is_layer(node.op) else node.op

@@ -410,3 +410,21 @@ def test_a_layer_that_does_more_than_call_its_parts_is_kept(cls):
 def test_an_activity_regularizer_of_the_whole_is_kept():
     masked = filterprune.wrap_model(net_of(ConvBlock, activity_regularizer="l2"))
     assert isinstance(masked.get_layer("block"), ConvBlock)
+
+
+def test_layers_that_share_a_part_are_warned_of():
+    class Around(layers.Layer):
+        def __init__(self, part):
+            super().__init__()
+            self.part = part
+
+        def call(self, x):
+            return ops.relu(self.part(x))
+
+    part = layers.Dense(5)
+    x = keras.Input((6, 5))
+    model = keras.Model(x, layers.Dense(2)(Around(part)(Around(part)(x))))
+    with pytest.warns(filterprune.PruningWarning, match="'around'.*share weights"):
+        masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    check_exact(masked)
