@@ -166,11 +166,13 @@ def composite_call(cls: type) -> Callable | None:
 def is_traced(layer) -> bool:
     """Whether a layer of a class that is not declared may be expanded, if proved.
 
-    Not where a class does more than its `call`, or a rule or a barrier is stated.
+    Not where a class does more than its `call`, as models do, or a rule or a barrier
+    is stated.
     """
     cls = type(layer)
     return (
         cls.__module__.split(".", 1)[0] != "keras"
+        and not isinstance(layer, keras.Model)
         and cls.__call__ is keras.layers.Layer.__call__
         and layer.activity_regularizer is None
         and layer_rule(cls) is None
