@@ -283,6 +283,6 @@ def pad(op, x, constant_values=None):
         return tuple(new if i == axis else width for i, width in enumerate(widths))
 
     output = take(x, move, labels=[labels], resize={"pad_width": pad_width})
-    if fill:
+    if fill and isinstance(output, Channels):
         gate_behind(output)
     return output
