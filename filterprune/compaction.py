@@ -235,7 +235,7 @@ class _Compactor(Resizer):
                 value = np.compress(kept, value, axis=place.axis)
             state.assign(value)
         for old, seed in zip(seeds_of(call.op), seeds_of(new)):
-            seed.assign(old)
+            seed.assign(keras.ops.convert_to_numpy(old))  # JAX shares buffers if not
 
     def _gated(self, call: Call, name: str, weight) -> np.ndarray:
         """A weight with the gates that act on it multiplied in."""
