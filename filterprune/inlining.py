@@ -162,7 +162,8 @@ class Trial:
         if function_of(layer) is own_call and self._leaves_out():
             return "it has weights that it does not call a part with"
         given = keras.tree.flatten([(node.args, node.kwargs) for node in self.nodes])
-        if any(isinstance(value, keras.Variable) for value in given):
+        handed = any(isinstance(value, keras.Variable) for value in given)
+        if handed and function_of(layer) is own_call:
             return "it hands a weight of a part to an operation"
         if len(self.copy.losses) > sum(
             len(part.losses) for part in own_parts(self.copy)
@@ -196,13 +197,17 @@ class Trial:
         """Whether the model computes something else than the layer.
 
         With other weights than the layer has: an operation that was handed one keeps
-        its value, and is no function of it.
+        its value, and is no function of it. Not where a function makes layers that
+        hold weights of the layer.
         """
         inputs, own, named = _inputs_like(args, kwargs)
         outputs = keras.tree.flatten(self.play(own, named, twin=lambda op: op))
         model = keras.Model(inputs, [y for y in outputs if is_symbolic(y)])
         given = keras.tree.flatten(generate_inputs(model, size=_SIZE))
-        values = [*map(_drawn, layer.weights, range(len(layer.weights)))]
+        functions = [self.function_of(part) for part in (layer, *parts_of(layer))]
+        drawn = all(function in (None, own_call) for function in functions)
+        weights = layer.weights if drawn else []
+        values = [*map(_drawn, weights, range(len(weights)))]
         with undisturbed(model, values=zip(self.copy.weights, values), seed=1):
             found = keras.tree.flatten(model(given))
         left = iter(given)
