@@ -36,3 +36,5 @@ def _fresh_keras():
     keras.config.set_floatx("float32")
     yield
     keras.config.set_floatx("float32")
+    # Fixtures of a module are made before the next test clears what is left.
+    keras.config.set_dtype_policy("float32")
