@@ -48,8 +48,8 @@ def expand(model, layers=()):
     analysis. Expanded, the layers in it become layers of the model, named after
     both: `block/dense` is then `block_dense`. The result computes the same, has the
     same weights, and can be wrapped as if the layers had been written with the
-    functional API. `filterprune.wrap_model` does so by itself. A layer stays as it is
-    if that is not proved to compute the same; `filterprune.analyze` says why.
+    functional API. `filterprune.wrap_model` expands layers too. It keeps a layer whole
+    if the expansion is not proved; `filterprune.analyze` says why.
 
     Args:
         model: a built functional or sequential Keras model. It is not touched.

@@ -211,8 +211,9 @@ def _inputs(model, batch_size, size, seed):
 def check_exact_but_for_rounding(masked, limit=None, **kwargs):
     """As `check_exact`; whether the graph multiplies rounding beyond the limit.
 
-    A norm of the one channel that is left does so. A change in the last bits of
-    weights and inputs then moves outputs as far.
+    A norm of the one channel that is left does so. The difference must then be within
+    what verification allows: 1e-8 in float64, or what a change in the last bits of
+    weights and inputs explains.
     """
     try:
         check_exact(masked, limit, **kwargs)

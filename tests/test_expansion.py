@@ -395,7 +395,7 @@ def test_layers_made_of_layers_are_pruned_inside_undeclared():
     ids=lambda c: c.__name__,
 )
 def test_a_layer_that_does_more_than_call_its_parts_is_kept(cls):
-    """Nobody said that it is made of those and nothing else: it goes on as it is."""
+    """Nobody declared it, so the model keeps the layer whole."""
     model = net_of(cls)
     before = state_of(model)
     masked = filterprune.wrap_model(model, verify=cls not in (Draws, Counts))
