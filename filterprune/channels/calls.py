@@ -65,7 +65,8 @@ class Gate:
             numbers the states).
         name: the name of channels inside of the layer, such as `heads`; empty
             for those of the output.
-        kind: what sort of channels they are: see `filterprune.channels.kinds`.
+        kind: what sort of channels they are: see `filterprune.channels.kinds`; empty
+            if the other layers that make them say so.
         reads: the labels that the layer makes the channels of, if it reads one
             tensor.
         seen: for channels inside of the layer the parts of it, by their names, at

@@ -77,6 +77,23 @@ def contract(
     return gather(operands, vectors[0], summed, shape=shape)
 
 
+def tensordot_axes(axes, *ranks: int) -> tuple[list[list[str]], list[str]]:
+    """The axes of the operands and of the output of a `tensordot`, by name.
+
+    Args:
+        axes: those summed over: how many, or for each operand which.
+        ranks: how many axes the two operands have.
+    """
+    if isinstance(axes, int):
+        summed: list = [range(ranks[0] - axes, ranks[0]), range(axes)]
+    else:
+        summed = [[own] if isinstance(own, int) else own for own in axes]
+    names = [[f"{letter}{i}" for i in range(n)] for letter, n in zip("pq", ranks)]
+    for number, (first, second) in enumerate(zip(*summed, strict=True)):
+        names[0][first] = names[1][second] = f"k{number}"
+    return names, [name for own in names for name in own if name[0] != "k"]
+
+
 def _separable(xs, places: dict, output) -> dict:
     """The axis whose channels can be told apart in the output; those of others stay.
 

@@ -53,6 +53,8 @@ def join(
     output = Channels(shape, labels)
     if any(x.constant is not None for x in xs):
         _gate_behind(output, xs, combine)
+    elif not (all(ties) or zero_wins):  # such as a mean that is subtracted
+        gate_behind(output)
 
     def worth(valuation, values):
         operands = []

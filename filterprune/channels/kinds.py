@@ -30,13 +30,14 @@ def kind_of(gates: Sequence[Gate], roots: np.ndarray, marks: Iterable[str]) -> s
         roots: for each label the one that stands for it, `(labels,)`.
         marks: what the rules of operations say that the channels are.
     """
-    kinds = {gate.kind for gate in gates}
+    kinds = {gate.kind for gate in gates if gate.kind}
     if "heads" in marks:
         return "heads"
     if kinds == {"key_dim", "value_dim"}:
         return "head_dim"
     if kinds != {"dense"}:
         return kinds.pop() if len(kinds) == 1 else "width"
+    gates = [gate for gate in gates if gate.kind]
     if any(len(gate.call.outputs[0]) < 3 for gate in gates):
         return "units"
     if "key_dim" in marks:

@@ -52,6 +52,13 @@ def likeness_of_arguments(node, sizes: bool = True) -> tuple[Hashable, bool]:
     return describer(node.fill(tensors)), not describer.opaque
 
 
+def likeness_of_operation(op) -> tuple[Hashable, bool]:
+    """The same of a bare operation of `keras.ops`, whatever its name."""
+    describer = _Describer()
+    own = {k: v for k, v in vars(op).items() if k[0] != "_" and k != "name"}
+    return (type(op), describer(own)), not describer.opaque
+
+
 @functools.cache
 def of_any_layer() -> frozenset[str]:
     """The attributes that Keras and its backend give to every layer."""
@@ -99,6 +106,8 @@ class _Describer:
             return "a seed"
         if isinstance(value, keras.layers.Layer):
             return self.layer(value)
+        if isinstance(value, (slice, type(...))):
+            return repr(value)
         if isinstance(value, (list, tuple)):
             return type(value), tuple(map(self, value))
         if isinstance(value, dict):

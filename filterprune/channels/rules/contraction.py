@@ -6,15 +6,11 @@ from keras import layers
 
 from filterprune.channels.calls import current, describe
 from filterprune.channels.constants import rounded
-from filterprune.channels.contraction import contract
+from filterprune.channels.contraction import contract, tensordot_axes
 from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation, rule
 from filterprune.channels.rules.reduction import normalised
 from filterprune.channels.verbs import barrier
-
-
-def _several(axis):
-    return [axis] if isinstance(axis, int) else axis
 
 
 @operation("Matmul")
@@ -30,15 +26,7 @@ def matmul(op, x1, x2):
 
 @operation("Tensordot")
 def tensordot(op, x1, x2):
-    ranks = [len(x.shape) for x in (x1, x2)]
-    if isinstance(op.axes, int):
-        summed = [range(ranks[0] - op.axes, ranks[0]), range(op.axes)]
-    else:
-        summed = [_several(axes) for axes in op.axes]
-    names = [[f"{letter}{i}" for i in range(n)] for letter, n in zip("pq", ranks)]
-    for number, (first, second) in enumerate(zip(*summed, strict=True)):
-        names[0][first] = names[1][second] = f"k{number}"
-    output = [name for own in names for name in own if name[0] != "k"]
+    names, output = tensordot_axes(op.axes, len(x1.shape), len(x2.shape))
     return contract([x1, x2], names, output)
 
 

@@ -1,11 +1,17 @@
 """Convolutions."""
 
+import math
+
+import numpy as np
 from keras import layers
 
 from filterprune.channels.binding import bind_constants
+from filterprune.channels.calls import current, describe
+from filterprune.channels.constants import count_positions, spread, values_along
 from filterprune.channels.joining import gather
+from filterprune.channels.labels import Channels
 from filterprune.channels.registry import operation, rule
-from filterprune.channels.verbs import along, channel_axis, mix, same
+from filterprune.channels.verbs import along, barrier, channel_axis, mix, same
 
 
 def _even(layer) -> bool:
@@ -90,5 +96,27 @@ def depthwise_conv_operation(op, x, kernel):
 @operation("Conv")
 def conv_operation(op, x, kernel):
     axis = channel_axis(op)
+    if isinstance(kernel, Channels):
+        return _computed(op, x, kernel, axis)
     bind_constants(along(x, axis), [(kernel, -2)])
     return gather([x], along(x, axis), [axis])
+
+
+def _computed(op, x, kernel, axis):
+    """Its kernel is computed, as a standardised one: a filter of zeros makes zeros."""
+    call = current()
+    if x.shape[axis] != kernel.shape[-2]:
+        return barrier("it has groups, and its kernel is computed")
+    call.flow.table.pin(x.labels, f"read by {describe(op)}, whose kernel is computed")
+    made = along(kernel, -1)
+    shape = call.outputs[0]
+    output = Channels(shape, spread(made, len(shape), axis))
+    positions = count_positions(output, axis) * math.prod(kernel.shape[:-1])
+    call.products.append(((made,), positions))
+
+    def worth(_, values):
+        zero = values_along(values[1], -1, made.size) == 0
+        return [spread(np.where(zero, 0.0, np.nan), len(shape), axis)]
+
+    call.step([x, kernel], [output], worth)
+    return output

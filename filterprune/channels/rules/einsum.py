@@ -65,6 +65,8 @@ def einsum_dense(layer, x):
     if equation.bias and equation.bias[-1] == "_" and len(set(equation.bias)) == 2:
         # On TensorFlow it is added along the last axis if that has as many places.
         return barrier("of a bias along one axis that is not the last Keras is unsure")
+    if equation.new == equation.kernel and not varied_axes(x):
+        return _hold(layer, x, equation)
     varied = max(varied_axes(x), key=lambda a: (x.labels.shape[a], a), default=None)
     name = None if varied is None else equation.read[varied]
     mask = current().mask
@@ -93,6 +95,27 @@ def einsum_dense(layer, x):
         for gate in call.gates:  # what is closed would be the bias: gate the output
             gate.weights, gate.outputs = {}, gate.places
     _note_shape(equation, new, output)
+    return output
+
+
+def _hold(layer, x, equation):
+    """All that it makes is in its kernel, such as a table of positions.
+
+    The channels of that are along its last axis that has several.
+    """
+    sizes = dict(zip(equation.kernel, layer.kernel.shape, strict=True))
+    several = [n for n in equation.kernel if sizes[n] > 1]
+    name = (several or equation.kernel)[-1]
+    output = mix(
+        x,
+        axis=0,
+        to=equation.made.index(name),
+        kernel=_spec(equation.kernel, {name: "out"}),
+        bias=_spec(equation.bias, {name: "out"}),
+        positions=None,
+        kind="",
+    )
+    _note_shape(equation, name, output)
     return output
 
 

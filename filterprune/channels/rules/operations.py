@@ -1,5 +1,6 @@
 """Operations of `keras.ops` that compute element by element."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,6 @@ def operands(*values):
     call = current()
     tensors = [value for value in values if isinstance(value, Channels)]
     ndim = max(x.ndim if isinstance(x, Channels) else np.ndim(x) for x in values)
-    if any(x.ndim != ndim for x in tensors):
-        barrier("it broadcasts tensors of different rank")
     found = []
     for value in values:
         if not isinstance(value, Channels):
@@ -29,8 +28,18 @@ def operands(*values):
             value = constant(np.asarray(array), beside=tensors)
             if value.ndim:
                 call.flow.binding(call).arguments[id(array)] = value
+        elif value.ndim < ndim:  # as NumPy, from the last axis on
+            value = _of_rank(value, ndim)
         found.append(value)
     return found
+
+
+def _of_rank(x: Channels, ndim: int) -> Channels:
+    """A tensor with axes of size 1 in front."""
+    ones = (1,) * (ndim - x.ndim)
+    wide = Channels(ones + x.shape, x.labels.reshape(ones + x.labels.shape))
+    current().step([x], [wide], lambda _, values: [values[0][(None,) * len(ones)]])
+    return wide
 
 
 def is_taken_for_bias(value) -> bool:
@@ -39,10 +48,10 @@ def is_taken_for_bias(value) -> bool:
     TensorFlow's `ops.add` takes a vector along any axis for a bias of the last one,
     or of the second, if that is as long as the vector.
     """
-    if isinstance(value, Channels) or np.ndim(value) < 2:
+    shape = value.shape if isinstance(value, Channels) else np.shape(value)
+    if len(shape) < 2 or None in shape:
         return False
-    shape = np.shape(value)
-    return shape[-1] == 1 and 1 < max(shape) == np.size(value)
+    return shape[-1] == 1 and 1 < max(shape) == math.prod(shape)
 
 
 def _joined(function, *, zero_wins=False):
@@ -111,6 +120,8 @@ def _as_added(x, value):
     if not is_taken_for_bias(value):
         return value
     call = current()
+    if isinstance(value, Channels):
+        return barrier("Keras may add a vector along another axis than its own")
     zeros = np.zeros([size or 1 for size in x.shape], "float32")
     found = keras.ops.convert_to_numpy(call.move(keras.ops.convert_to_tensor(zeros)))
     vector = np.ravel(value)
@@ -155,6 +166,13 @@ def glu(op, x):
 
 def _halves(array, axis):
     return [array] * 2 if array.shape[axis] == 1 else np.split(array, 2, axis)
+
+
+@operation("ZerosLike")
+def zeros_like(op, x):
+    output = Channels(current().outputs[0], x.labels)
+    current().step([x], [output], lambda *_: [np.zeros(x.labels.shape)])
+    return output
 
 
 @operation("FullLike")
@@ -238,7 +256,6 @@ def batch_norm(op, x, mean, variance, offset=None, scale=None):
     "TanhShrink",
     "Threshold",
     "Trunc",
-    "ZerosLike",
 )
 def elementwise(op, x):
     resize = {}
