@@ -19,6 +19,7 @@ from filterprune.channels.trace import (
     copy_object,
     is_graph,
     is_layer,
+    is_of_keras,
     mask_of,
     own_parts,
     parts_of,
@@ -29,8 +30,8 @@ from filterprune.errors import one_line, warn
 from filterprune.inlining import (
     TOLERANCE,
     Trial,
-    has_own_weights,
     is_symbolic,
+    why_not_held,
 )
 from filterprune.loading import (
     hides_layers,
@@ -89,6 +90,15 @@ def expand(model, layers=()):
     return expand_but(model, lambda layer: False, layers, tell=True)[0]
 
 
+def expand_as(model, layer):
+    """A functional model of what a layer, the only one of a model, calls.
+
+    Raises:
+        ValueError: if it cannot be expanded, or computes something else then.
+    """
+    return expand_but(model, lambda part: False, [type(layer)], outermost=layer)[0]
+
+
 def expand_but(
     model,
     kept: Callable,
@@ -96,6 +106,7 @@ def expand_but(
     dissolves: bool = True,
     tell: bool = False,
     traces: bool = True,
+    outermost=None,
 ) -> tuple[Any, list]:
     """Expand composite layers, but for those for which `kept` is true.
 
@@ -106,6 +117,7 @@ def expand_but(
         dissolves: see `Rebuilder`.
         tell: whether to warn of layers that a file of the result cannot hold.
         traces: whether to expand layers of classes that are not declared, too.
+        outermost: a layer whose parts keep their names.
 
     Returns:
         The new model, and the runs of `model` that it was compared in.
@@ -116,7 +128,7 @@ def expand_but(
         raise TypeError(
             f"Expected `layers` to be layer classes. Received: layers={layers!r}"
         )
-    expander = _Expander(kept, tuple(asked), dissolves, traces)
+    expander = _Expander(kept, tuple(asked), dissolves, traces, outermost)
     if not expander.has_some(model):
         return model, []
     whole = expander.rebuild(model)
@@ -128,7 +140,7 @@ def expand_but(
     if expander.traced and (found is None or unlike):
         for layer in expander.traced:  # nobody declared those
             keep_whole(layer, "the whole model is not proved to compute the same")
-        return expand_but(model, kept, asked, dissolves, tell, traces=False)
+        return expand_but(model, kept, asked, dissolves, tell, False, outermost)
     if unlike:  # as the report will say
         if asked:
             raise ValueError(
@@ -156,13 +168,17 @@ class _Expander(Rebuilder):
         asked: layer classes to expand that are not declared.
         dissolves: see `Rebuilder`.
         traces: whether to expand layers of other classes, too, if that is proved.
+        outermost: a layer whose parts keep their names.
     """
 
-    def __init__(self, kept: Callable, asked: tuple, dissolves: bool, traces: bool):
+    def __init__(
+        self, kept: Callable, asked: tuple, dissolves: bool, traces: bool, outermost
+    ):
         super().__init__(self._make, call=self._call, dissolves=dissolves)
         self._kept = kept
         self._asked = asked
         self._traces = traces
+        self._outermost = outermost
         self.has_expanded = False
         self.traced: list = []
         self._given_up: set[int] = set()
@@ -172,13 +188,24 @@ class _Expander(Rebuilder):
     def has_some(self, model, hidden: bool = False) -> bool:
         """Whether there is a layer to expand, or to put in other words."""
         hidden = hidden or self.hidden or hides_layers(model)
-        ops = [node.op for node in trace(model).nodes]
         return any(
-            self.has_some(op, hidden)
-            if is_graph(op)
-            else self._function(op, hidden) is not None
-            for op in ops
+            self.has_some(node.op, hidden)
+            if is_graph(node.op)
+            else self._is_expanded(node, hidden)
+            for node in trace(model).nodes
         )
+
+    def _is_expanded(self, node, hidden: bool) -> bool:
+        """Whether a call is one to expand, as far as that is cheap to tell."""
+        op = node.op
+        function = self._function(op, hidden)
+        if function is not own_call or own_parts(op) or self._is_asked(op):
+            return function is not None
+        kwargs = {key: value for key, value in node.kwargs.items() if key != "training"}
+        _, reason = self._found(op, op, node.args, kwargs)
+        if reason is not None:
+            self._give_up(op, reason)
+        return reason is None
 
     def _rebuild_sequential(self, model):
         if self.has_some(model):
@@ -197,8 +224,9 @@ class _Expander(Rebuilder):
             return None
         if is_graph(op):
             return None
-        if not own_parts(op):
-            return in_other_words(op) if hidden else None
+        other = in_other_words(op) if hidden and not own_parts(op) else None
+        if other is not None:
+            return other
         if layer_rule(type(op)) is not None and type(op) not in self._asked:
             return None
         if self._is_asked(op):
@@ -212,37 +240,22 @@ class _Expander(Rebuilder):
     def _make(self, op):
         new = copy_whole(op)
         if self._function(op, self.hidden) is not None:
-            self._name_parts(new)
+            self._name_parts(new, "" if op is self._outermost else f"{new.name}_")
         return new
 
-    def _name_parts(self, layer) -> None:
+    def _name_parts(self, layer, prefix: str) -> None:
         """Name the parts of a layer after it, so that names are unique."""
         for part in own_parts(layer):
-            part.name = self.free_name(f"{layer.name}_{part.name}")
+            part.name = self.free_name(f"{prefix}{part.name}")
             if self._function(part) is not None:
-                self._name_parts(part)
+                self._name_parts(part, f"{part.name}_")
 
     def _call(self, old, new, args, kwargs):
         function = self._function(old, self.hidden)
         if function is None:
             return new(*args, **kwargs)
         given = {key: value for key, value in kwargs.items() if key != "training"}
-        flat = keras.tree.flatten((args, given))
-        trial = reason = None
-        if function is own_call and has_own_weights(old):
-            reason = "it has weights of its own"
-        elif any(mask_of(x) is not None for x in flat if is_symbolic(x)):
-            reason = "Keras hands it a mask, which its parts alone do not hand on"
-        for function_of in () if reason else self._ways(old):
-            try:
-                trial, reason = self._trial(function_of, old, new, args, given)
-            except Exception as error:
-                trial = None
-                reason = (
-                    f"it cannot be called with symbolic tensors ({one_line(error)})"
-                )
-            if reason is None:
-                break
+        trial, reason = self._found(old, new, args, given)
         if trial is None or reason is not None:
             self._give_up(old, str(reason))
             keep_whole(new, str(reason))
@@ -254,9 +267,14 @@ class _Expander(Rebuilder):
 
         def twin(layer):
             found = parts.get(id(layer))
-            if found is None:  # a layer that a function made for it
-                key = (id(new), layer.name)
-                if key not in self._extra:
+            if found is None:  # a layer that was made for it
+                number = trial.number_held(layer)
+                key = (id(new), layer.name if number is None else number)
+                if key not in self._extra and number is not None:
+                    weight = new.weights[number]
+                    name = self.free_name(f"{new.name}_{weight.name}")
+                    self._extra[key] = trial.hold_again(number, weight, name)
+                elif key not in self._extra:
                     self._extra[key] = copy_object(layer)
                     if layer.name not in names:  # it stands for none of them
                         self._extra[key].name = self.free_name(layer.name)
@@ -268,9 +286,29 @@ class _Expander(Rebuilder):
             self.traced.append(old)
         outputs = trial.play(args, given, twin, self.free_name)
         for node in trial.nodes:
-            new = twin(node.op) if is_layer(node.op) else node.op
-            super().note_loading(node, new, old)
+            called = twin(node.op) if is_layer(node.op) else node.op
+            super().note_loading(node, called, old)
         return outputs
+
+    def _found(self, old, new, args, kwargs) -> tuple[Trial | None, str | None]:
+        """A trial of a call of a layer, and why it does not stand for it, if so."""
+        trial = None
+        expanded = [x for x in (old, *parts_of(old)) if self._function(x) is own_call]
+        reason = next(filter(None, map(why_not_held, expanded)), None)
+        given = [x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x)]
+        if reason is None and any(mask_of(x) is not None for x in given):
+            reason = "Keras hands it a mask, which its parts alone do not hand on"
+        for function_of in () if reason else self._ways(old):
+            try:
+                trial, reason = self._trial(function_of, old, new, args, kwargs)
+            except Exception as error:
+                trial = None
+                reason = (
+                    f"it cannot be called with symbolic tensors ({one_line(error)})"
+                )
+            if reason is None:
+                break
+        return trial, reason
 
     def _ways(self, old) -> Iterator[Callable]:
         """Functions from a layer to how to do what it does, the best of them first."""
@@ -296,8 +334,13 @@ class _Expander(Rebuilder):
             return self._trials[key]
         trial = Trial(new, function_of, args, kwargs)
         found = trial, trial.why_not(old, function_of, args, kwargs)
+        single = not (own_parts(old) or is_of_keras(type(old)))
+        if single and found[1] is None and trial.keeps_channels(args, kwargs):
+            found = trial, ""  # the layer itself can be made smaller
         own_parts_only = {id(part) for part in parts_of(trial.copy)}.issuperset(
-            id(node.op) for node in trial.nodes if getattr(node.op, "weights", ())
+            id(node.op)
+            for node in trial.nodes
+            if getattr(node.op, "weights", ()) and trial.number_held(node.op) is None
         )
         if tells_all and tell_all and own_parts_only:
             self._trials[key] = found
@@ -305,9 +348,10 @@ class _Expander(Rebuilder):
 
     def _give_up(self, layer, reason: str) -> None:
         self._given_up.add(id(layer))
+        if reason:
+            keep_whole(layer, reason)
         if not own_parts(layer):  # which is not asked for
             return
-        keep_whole(layer, reason)
         message = (
             f"The composite layer '{layer.name}' (of type {type(layer).__name__}) "
             f"cannot be expanded: {reason}."

@@ -3,46 +3,65 @@
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from filterprune.channels.flow import keeps_apart
+from filterprune.channels.likeness import (
+    likeness_of_arguments,
+    likeness_of_operation,
+)
 from filterprune.channels.registry import own_call
 from filterprune.channels.trace import (
+    Node,
+    call_signature,
     copy_object,
     copy_operation,
+    is_autocast,
     is_layer,
     mask_of,
     members_of,
+    operation_of,
     own_parts,
     parts_of,
     takes_training,
     trace,
 )
 from filterprune.inputs import generate_inputs
+from filterprune.products import Holder, holder_of, layer_instead
 from filterprune.running import seeds_of, undisturbed
+from filterprune.tensorflow_calls import tensorflow_as_keras
 from filterprune.verification import relative_difference, tolerance_of
 
 
-def inline(layer, function_of: Callable, args, kwargs, training: bool | None = None):
-    """Do what a composite layer does: the parts that it calls join the graph.
+def inline(layer, trial: "Trial", args, kwargs):
+    """Do what a layer does: the parts that it calls join the graph.
 
     Args:
-        layer: the composite layer.
-        function_of: from a layer to the function that calls its parts, or None if
-            it is none to take apart.
+        layer: the layer.
+        trial: what it is called for.
         args, kwargs: symbolic tensors, and other arguments.
-        training: the mode in which Keras would call it and the composites in it.
 
     Returns:
         The outputs, in the structure in which the layer gives them.
     """
     if takes_training(layer) and kwargs.get("training") is None:
-        kwargs = {**kwargs, "training": training}
-    with _opened(layer, function_of, training):
-        return function_of(layer)(layer, *_cast(layer, args), **_cast(layer, kwargs))
+        kwargs = {**kwargs, "training": _mode(layer, trial.training)}
+    call = trial.function_of(layer)
+    with _opened(layer, trial), tensorflow_as_keras():
+        return call(layer, *_cast(layer, args), **_cast(layer, kwargs))
+
+
+def _mode(layer, training: bool | None):
+    """The mode in which Keras calls a layer that is not told of one."""
+    default = call_signature(layer).parameters["training"].default
+    if training is None and default is not inspect.Parameter.empty:
+        return default
+    return training
 
 
 def is_symbolic(value) -> bool:
@@ -50,29 +69,40 @@ def is_symbolic(value) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-class _Inlined:
-    """Stands for a composite part of a layer, and is inlined when it is called."""
+class _Part:
+    """Stands for a part of a layer while that is called with symbolic tensors."""
 
-    def __init__(self, layer, function_of, training):
+    def __init__(self, layer, trial):
         self.layer = layer
-        self.function_of = function_of
-        self.training = training
+        self.trial = trial
 
     def __call__(self, *args, **kwargs):
-        return inline(self.layer, self.function_of, args, kwargs, self.training)
+        if self.trial.function_of(self.layer) is not None:
+            return inline(self.layer, self.trial, args, kwargs)
+        given = keras.tree.flatten((args, kwargs))
+        if args and keras.ops.is_tensor(args[0]) and not any(map(is_symbolic, given)):
+            args = (self.trial.symbolic(args[0]), *args[1:])
+        return self.layer(*args, **kwargs)
 
     def __getattr__(self, name):
         return getattr(self.layer, name)
 
+    @property  # type: ignore[misc]  # for code that asks what it holds
+    def __class__(self):
+        return type(self.layer)
+
 
 @contextlib.contextmanager
-def _opened(layer, function_of, training) -> Iterator[None]:
-    """Within it the composite parts of a layer are inlined as well."""
+def _opened(layer, trial) -> Iterator[None]:
+    """Within it a layer's parts and weights are what the trial makes of them."""
+    stand_ins: dict[int, Any] = {id(p): _Part(p, trial) for p in own_parts(layer)}
+    if trial.function_of(layer) is own_call:
+        for weight in own_variables(layer):
+            stand_ins[id(weight)] = trial.hold(layer, weight)
 
     def switch(value):
-        if is_layer(value):
-            part = function_of(value) is not None
-            return _Inlined(value, function_of, training) if part else value
+        if id(value) in stand_ins:
+            return stand_ins[id(value)]
         if isinstance(value, (list, tuple)):
             return [switch(one) for one in value]
         if isinstance(value, dict):
@@ -80,9 +110,8 @@ def _opened(layer, function_of, training) -> Iterator[None]:
         return value
 
     before = dict(vars(layer))
-    parts = {id(part) for part in own_parts(layer) if function_of(part) is not None}
     for name, value in members_of(layer):
-        if parts.intersection(id(one) for one in keras.tree.flatten(value)):
+        if _holds(value, stand_ins):
             vars(layer)[name] = switch(value)
     added = {name for name in vars(layer) if name not in before}
     try:
@@ -92,6 +121,34 @@ def _opened(layer, function_of, training) -> Iterator[None]:
             vars(layer)[name] = value
         for name in added:
             del vars(layer)[name]
+
+
+def _holds(value, ids) -> bool:
+    """Whether a value is, or a collection holds, an object of one of these ids."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_holds(one, ids) for one in value)
+    return id(value) in ids
+
+
+def own_variables(layer) -> list:
+    """The variables of a layer that no part of it has."""
+    parts = {id(variable) for part in parts_of(layer) for variable in part.variables}
+    return [variable for variable in layer.variables if id(variable) not in parts]
+
+
+def why_not_held(layer) -> str | None:
+    """Why a layer's own variables cannot be held by another layer, or None."""
+    weights = {id(weight) for weight in layer.weights}
+    for variable in own_variables(layer):
+        if id(variable) not in weights:
+            return f"it has the variable `{variable.name}`, which is no weight"
+        if "float" not in variable.dtype or variable.dtype != layer.variable_dtype:
+            return f"its weight `{variable.name}` is of dtype {variable.dtype}"
+        if layer.compute_dtype != variable.dtype and not is_autocast(variable):
+            return f"its weight `{variable.name}` stays of dtype {variable.dtype}"
+    return None
 
 
 def _cast(layer, arguments):
@@ -122,21 +179,124 @@ class Trial:
     def __init__(self, layer, function_of, args, kwargs, training=None):
         self.layer = layer
         self.function_of = function_of
+        self.training = training
         self.copy = copy_object(layer)
-        self.inputs, own, named = _inputs_like(args, kwargs)
-        self.outputs = inline(self.copy, function_of, own, named, training)
-        made = [y for y in keras.tree.flatten(self.outputs) if is_symbolic(y)]
+        self._numbers = {id(w): number for number, w in enumerate(self.copy.weights)}
+        # By the number of the weight: the layer that holds it, how to make that, and
+        # the dtype policy.
+        self._holders: dict[int, tuple[Any, Holder, Any]] = {}
+        self._told: set[int] = set()
+        self._ones: dict[str, Any] = {}
+        self._samples: int | None = None  # in a batch, where that must be a number
+        try:
+            self._call(args, kwargs)
+        except Exception:  # code may want a number, as `ops.tile` does
+            self._samples = _SAMPLES
+            self._holders.clear()
+            self._ones.clear()
+            try:
+                self._call(args, kwargs)
+            except Exception:
+                self._samples = None
+            if self._samples is None:
+                raise
+        lifted = dict(self._products())
+        if lifted or self._samples is not None:
+            inputs, own, named = _inputs_like(args, kwargs)
+            outputs = self.play(own, named, lifted=lifted)
+            self.inputs = inputs
+            self._record(outputs)
+
+    def _call(self, args, kwargs) -> None:
+        self.inputs, own, named = _inputs_like(args, kwargs, self._samples)
+        self._record(inline(self.copy, self, own, named))
+
+    def _record(self, outputs) -> None:
+        self.outputs = outputs
+        made = [y for y in keras.tree.flatten(outputs) if is_symbolic(y)]
         self.model = keras.Model(self.inputs, made)
         self.nodes = trace(self.model).nodes
-        self._told: set[int] = set()
 
-    def play(self, args, kwargs, twin: Callable, name_for: Callable = str):
+    def hold(self, layer, weight):
+        """A symbolic tensor that stands for a weight of a layer."""
+        dtype = layer.compute_dtype
+        if dtype not in self._ones:
+            one = keras.ops.ones_like(_nothing(self.inputs[0]), dtype=dtype)
+            self._ones[dtype] = keras.ops.reshape(one, (1,))
+        number = self._numbers[id(weight)]
+        if number not in self._holders:
+            self._let_hold(number, holder_of(weight.shape), layer.dtype_policy)
+        made = self._holders[number][0](self._ones[dtype])
+        return keras.ops.squeeze(made, 0 if weight.shape else None)
+
+    def symbolic(self, tensor):
+        """A symbolic tensor of the same value."""
+        nothing = _nothing(self.inputs[0], tensor.dtype)
+        return keras.ops.add(tensor, keras.ops.reshape(nothing, (1,) * tensor.ndim))
+
+    def _let_hold(self, number: int, holder: Holder, policy):
+        name = f"{self.copy.name}_{number}"  # in the trial alone
+        layer = holder.make(self.copy.weights[number], name, policy)
+        self._holders[number] = layer, holder, policy
+        return layer
+
+    def _products(self) -> Iterator[tuple[int, tuple]]:
+        """Products with a weight that nothing else reads, as `play` takes them."""
+        readers: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            for tensor in node.inputs:
+                readers.setdefault(id(tensor), []).append(node)
+        outer = {id(tensor) for tensor in self.model.outputs}
+        for node in self.nodes:
+            number = self.number_held(node.op)
+            if number is None:
+                continue
+            (squeeze,) = readers[id(node.outputs[0])]
+            (weight,) = squeeze.outputs
+            read = readers.get(id(weight), [])
+            calls = [one for one in self.nodes if one.op is node.op]
+            if len(calls) > 1 or len(read) != 1 or id(weight) in outer:
+                continue
+            holder = layer_instead(read[0], weight)
+            if holder is not None:
+                layer = self._let_hold(number, holder, self._holders[number][2])
+                (x,) = [one for one in read[0].inputs if one is not weight]
+                yield id(read[0].outputs[0]), (layer, x)
+
+    def number_held(self, layer) -> int | None:
+        """The number of the weight that a layer was made to hold, or None."""
+        found = self._holders.items()
+        return next((number for number, (one, *_) in found if one is layer), None)
+
+    def hold_again(self, number: int, weight, name: str):
+        """A layer that holds another layer's weight of that number."""
+        _, holder, policy = self._holders[number]
+        return holder.make(weight, name, policy)
+
+    @property
+    def _variables(self) -> list:
+        """The weights of the layer, or of what holds them."""
+        return [
+            self._holders[number][0].weights[0] if number in self._holders else weight
+            for number, weight in enumerate(self.copy.weights)
+        ]
+
+    def play(
+        self,
+        args,
+        kwargs,
+        twin: Callable = lambda layer: layer,
+        name_for: Callable = str,
+        lifted: Mapping[int, tuple] = types.MappingProxyType({}),
+    ):
         """Do the same with other tensors, which may know more of their sizes.
 
         Args:
             args, kwargs: the arguments.
             twin: from a layer that the copy calls to the one to call instead.
             name_for: from the name of an operation that is no layer to that to give it.
+            lifted: for products, by what they make, a layer that makes it and what that
+                reads.
 
         Returns:
             The outputs, in the structure in which the layer gives them.
@@ -147,7 +307,19 @@ class Trial:
             own, named = node.fill(known)
             if number in self._told or _is_default(node.op, named):
                 named.pop("training", None)
-            op = twin(node.op) if is_layer(node.op) else _resized(node.op, own)
+            if id(node.outputs[0]) in lifted:
+                layer, read = lifted[id(node.outputs[0])]
+                known[id(node.outputs[0])] = layer(known[id(read)])
+                continue
+            if _spreads_over_samples(node.op, self._samples):
+                shape = (None, *node.outputs[0].shape[1:])
+                made = _over_samples(own[0], shape, given, name_for)
+                known[id(node.outputs[0])] = made
+                continue
+            if is_layer(node.op):
+                op = twin(node.op)
+            else:
+                op = _resized(node.op, own, self._samples)
             if not is_layer(op):
                 op.name = name_for(op.name)
             outputs = keras.tree.flatten(op(*own, **named))
@@ -157,17 +329,29 @@ class Trial:
             lambda y: known[id(y)] if is_symbolic(y) else y, self.outputs
         )
 
+    def keeps_channels(self, args, kwargs) -> bool:
+        """Whether the layer can be made again with fewer channels, each as it is.
+
+        That follows from what it computes, and a probe of the layer finds the same.
+        """
+        first = keras.config.image_data_format() == "channels_first"
+        axis = 1 if first else -1
+        inputs, own, named = _inputs_like(args, kwargs)
+        return keeps_apart(self.model, axis) and keeps_apart(
+            keras.Model(inputs, self.copy(*own, **named)), axis
+        )
+
     def why_not(self, layer, function_of, args, kwargs) -> str | None:
         """Why this does not stand for the layer that was copied, or None."""
         if function_of(layer) is own_call and self._leaves_out():
-            return "it has weights that it does not call a part with"
+            return "it has weights that nothing it calls reads"
         given = keras.tree.flatten([(node.args, node.kwargs) for node in self.nodes])
         handed = any(isinstance(value, keras.Variable) for value in given)
         if handed and function_of(layer) is own_call:
             return "it hands a weight of a part to an operation"
-        if len(self.copy.losses) > sum(
-            len(part.losses) for part in own_parts(self.copy)
-        ):
+        known = [part.losses for part in own_parts(self.copy)]
+        known += [layer.losses for layer, *_ in self._holders.values()]
+        if len(self.copy.losses) > sum(map(len, known)):
             return "it adds a loss"
         if any(mask_of(y) is not None for y in self.model.outputs):
             return "it makes a mask that its parts alone do not hand on"
@@ -181,9 +365,16 @@ class Trial:
         return self._difference(layer, args, kwargs)
 
     def _sequence(self) -> list:
-        """What is called, in order."""
+        """What is called, in order, and with what besides tensors and the mode."""
         numbers = {id(part): n for n, part in enumerate(parts_of(self.copy))}
-        return [(type(node.op), numbers.get(id(node.op))) for node in self.nodes]
+        found = []
+        for node in self.nodes:
+            kwargs = {k: v for k, v in node.kwargs.items() if k != "training"}
+            told = Node(node.op, node.args, kwargs, node.inputs, ())
+            op, how = node.op, likeness_of_arguments(told)
+            known = not is_layer(op) and likeness_of_operation(op)
+            found.append((type(op), numbers.get(id(op)), how, known))
+        return found
 
     def _leaves_out(self) -> bool:
         """Whether a weight of the layer is no variable of the model."""
@@ -191,7 +382,7 @@ class Trial:
         for part in parts_of(self.copy):
             if self.function_of(part) not in (None, own_call):  # it sees to its own
                 known.update(map(id, part.weights))
-        return not known.issuperset(id(weight) for weight in self.copy.weights)
+        return not known.issuperset(map(id, self._variables))
 
     def _difference(self, layer, args, kwargs) -> str | None:
         """Whether the model computes something else than the layer.
@@ -201,14 +392,26 @@ class Trial:
         hold weights of the layer.
         """
         inputs, own, named = _inputs_like(args, kwargs)
-        outputs = keras.tree.flatten(self.play(own, named, twin=lambda op: op))
+        outputs = keras.tree.flatten(self.play(own, named))
         model = keras.Model(inputs, [y for y in outputs if is_symbolic(y)])
-        given = keras.tree.flatten(generate_inputs(model, size=_SIZE))
+        batches = _BATCHES if self._samples is None else (1, *_BATCHES, 5)
+        worst = max(self._error(layer, model, batch, args, kwargs) for batch in batches)
+        if worst < min(TOLERANCE, tolerance_of(model)):
+            return None
+        return f"its parts alone compute something else (by {worst:.2g})"
+
+    def _error(self, layer, model, batch: int, args, kwargs) -> float:
+        """How far a model of the calls is from the layer, for so many samples."""
+        given = keras.tree.flatten(generate_inputs(model, batch, size=_SIZE))
         functions = [self.function_of(part) for part in (layer, *parts_of(layer))]
         drawn = all(function in (None, own_call) for function in functions)
         weights = layer.weights if drawn else []
         values = [*map(_drawn, weights, range(len(weights)))]
-        with undisturbed(model, values=zip(self.copy.weights, values), seed=1):
+        held = [
+            keras.ops.reshape(value, variable.shape)
+            for value, variable in zip(values, self._variables)
+        ]
+        with undisturbed(model, values=zip(self._variables, held), seed=1):
             found = keras.tree.flatten(model(given))
         left = iter(given)
         args, kwargs = keras.tree.map_structure(
@@ -217,10 +420,7 @@ class Trial:
         with undisturbed(layer, values=zip(layer.weights, values), seed=1):
             for _ in range(1 if seeds_of(layer) else 2):  # some count their calls
                 wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
-        worst = max(map(relative_difference, wanted, found), default=0.0)
-        if worst < min(TOLERANCE, tolerance_of(model)):
-            return None
-        return f"its parts alone compute something else (by {worst:.2g})"
+        return max(map(relative_difference, wanted, found), default=0.0)
 
 
 def _drawn(weight, seed: int):
@@ -235,14 +435,22 @@ def _drawn(weight, seed: int):
     return keras.ops.cast(value, weight.dtype)
 
 
-def _inputs_like(args, kwargs) -> tuple:
-    """Inputs like the symbolic tensors among arguments, and those in their place."""
+def _inputs_like(args, kwargs, samples: int | None = None) -> tuple:
+    """Inputs like the symbolic tensors among arguments, and those in their place.
+
+    Args:
+        args, kwargs: the arguments.
+        samples: how many samples a batch of any number of them gets.
+    """
     inputs: list[Any] = []
 
     def fresh(value):
         if not is_symbolic(value):
             return value
-        inputs.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
+        shape = value.shape
+        if samples is not None and shape and shape[0] is None:
+            shape = (samples, *shape[1:])
+        inputs.append(keras.Input(batch_shape=shape, dtype=value.dtype))
         return inputs[-1]
 
     args, kwargs = keras.tree.map_structure(fresh, (args, kwargs))
@@ -256,21 +464,62 @@ def _is_default(op, kwargs) -> bool:
     """
     if not takes_training(op) or kwargs.get("training") is not True:
         return False
-    return inspect.signature(op.call).parameters["training"].default is True
+    return call_signature(op).parameters["training"].default is True
 
 
-def has_own_weights(layer) -> bool:
-    """Whether a layer has variables that no part of it has, such as a metric's."""
-    parts = {id(variable) for part in parts_of(layer) for variable in part.variables}
-    return any(id(variable) not in parts for variable in layer.variables)
+def _spreads_over_samples(op, samples: int | None) -> bool:
+    """Whether an operation repeats a tensor for every sample of a batch."""
+    name, wanted = type(op).__name__, (None, samples)
+    if name == "BroadcastTo":
+        return op.shape[0] in wanted
+    if samples is None or name not in ("Tile", "Repeat"):
+        return False
+    if name == "Repeat":
+        return op.axis == 0 and op.repeats == samples
+    return op.repeats[0] == samples and set(op.repeats[1:]) <= {1}
 
 
-def _resized(op, args):
+def _over_samples(tensor, shape, given, name_for: Callable):
+    """Repeat a tensor for every sample, without a number of them.
+
+    Args:
+        tensor: a symbolic tensor.
+        shape: the shape that it gets; the first size is None.
+        given: symbolic tensors, some of which have a sample for each.
+        name_for: from the name of an operation to that to give it.
+    """
+    like = next(x for x in given if x.shape and x.shape[0] is None)
+    made = [keras.ops.zeros_like(like, dtype=tensor.dtype)]
+    if like.shape[1:]:
+        made.append(keras.ops.sum(made[-1], axis=[*range(1, len(like.shape))]))
+    made.append(keras.ops.reshape(made[-1], (-1, *(1,) * (len(shape) - 1))))
+    made.append(keras.ops.zeros_like(made[-1]))
+    samples = made[-1]
+    if (1, *shape[1:]) != tensor.shape:
+        tensor = keras.ops.broadcast_to(tensor, (1, *shape[1:]))
+        made.append(tensor)
+    made.append(keras.ops.add(tensor, samples))
+    for one in made:
+        operation = operation_of(one)
+        operation.name = name_for(operation.name)
+    return made[-1]
+
+
+def _nothing(tensor, dtype=None):
+    """A zero of the rank of a symbolic tensor, whatever is in that."""
+    nothing = keras.ops.zeros_like(tensor, dtype=dtype)
+    total = keras.ops.sum(nothing, axis=[*range(len(tensor.shape))], keepdims=True)
+    return keras.ops.zeros_like(total)  # known to be zero, whatever is summed
+
+
+def _resized(op, args, samples: int | None):
     """A copy of a bare operation; a reshape finds out one size itself.
 
     A layer asks a tensor for its sizes; a symbolic one does not know all of them.
     """
     given = getattr(op, "newshape", None)
+    if isinstance(given, (list, tuple)) and given and given[0] == samples:
+        given = [None, *given[1:]]
     if isinstance(given, (list, tuple)) and None in given:
         return copy_operation(op, newshape=_with_one_open([*given], args[0].shape))
     return copy_operation(op)
@@ -287,4 +536,6 @@ def _with_one_open(sizes: list, shape) -> tuple:
 
 
 _SIZE = 4
+_BATCHES = (2,)
+_SAMPLES = 521  # a prime, which no other size is likely to be
 TOLERANCE = 1e-2  # of half precision too

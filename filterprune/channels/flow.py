@@ -24,6 +24,7 @@ from filterprune.channels.calls import (
     current,
     describe,
 )
+from filterprune.channels.constants import spread
 from filterprune.channels.labels import Channels, fit
 from filterprune.channels.remaking import why_not_remade
 from filterprune.channels.trace import (
@@ -67,6 +68,36 @@ def flow(model) -> Flow:
         result.table.pin(channels.labels, f"reaches the output `{name}`", first=True)
     _keep_rectangular(result)
     return result
+
+
+def keeps_apart(model, axis: int) -> bool:
+    """Whether a model does with each channel of its inputs the same, and no more.
+
+    Args:
+        model: a built functional model.
+        axis: the axis of channels of all inputs and outputs.
+    """
+    result = Flow(model)
+    graph = trace(model)
+    shapes = [tuple(tensor.shape) for tensor in (*graph.inputs, *graph.outputs)]
+    if any(len(shape) != len(shapes[0]) for shape in shapes):
+        return False
+    size = shapes[0][axis]
+    if size is None or any(shape[axis] != size for shape in shapes):
+        return False
+    channels = result.table.new(size)
+    inputs = [
+        Channels(tuple(x.shape), spread(channels, len(x.shape), axis))
+        for x in graph.inputs
+    ]
+    outputs = _visit_graph(result, graph, inputs, prefix="", training=False)
+    roots = result.table.roots()
+    apart = np.unique(roots[channels]).size == size
+    kept = all(
+        y.labels.size == size and (roots[y.labels.ravel()] == roots[channels]).all()
+        for y in outputs
+    )
+    return apart and kept and not result.barriers and not result.table.reasons()
 
 
 def gates_of(layer, *shapes, mask=None) -> list[Gate]:

@@ -15,13 +15,14 @@ from collections.abc import Callable
 
 import keras
 
-from filterprune.channels.trace import part_named
+from filterprune.channels.trace import has_graph, is_graph, part_named
 
 _LAYER_RULES: dict[type, Callable] = {}
 _OPERATION_RULES: dict[str, Callable] = {}
 _BARRIERS: dict[type, str] = {}
 _OPERATION_BARRIERS: dict[str, str] = {}
 _UNKNOWN: list[Callable] = []
+_CODE: set[type] = set()
 _MODEL_CALLERS: dict[type, int] = {}
 
 
@@ -84,6 +85,11 @@ def known_barrier(reason: str, *classes: type) -> None:
 def operation_barrier(reason: str, *names: str) -> None:
     """State why operations of `keras.ops` are barriers, by class name."""
     _OPERATION_BARRIERS.update(dict.fromkeys(names, reason))
+
+
+def holds_code(*classes: type) -> None:
+    """State that layers of these types of Keras' run a function of the user's."""
+    _CODE.update(classes)
 
 
 def for_unknown(function: Callable) -> Callable:
@@ -166,18 +172,28 @@ def composite_call(cls: type) -> Callable | None:
 def is_traced(layer) -> bool:
     """Whether a layer of a class that is not declared may be expanded, if proved.
 
-    Not where a class does more than its `call`, as models do, or a rule or a barrier
-    is stated.
+    Not where a class does more than its `call`, or a rule or a barrier is stated.
     """
     cls = type(layer)
     return (
-        cls.__module__.split(".", 1)[0] != "keras"
-        and not isinstance(layer, keras.Model)
+        (
+            cls in _CODE
+            or cls.__module__.split(".", 1)[0] not in ("keras", "filterprune")
+        )
+        and not is_graph(layer)
         and cls.__call__ is keras.layers.Layer.__call__
+        and (has_graph(layer) or not _makes_masks(layer))
         and layer.activity_regularizer is None
         and layer_rule(cls) is None
         and barrier_reason(cls) is None
     )
+
+
+def _makes_masks(layer) -> bool:
+    """Whether Keras asks a layer, and not what it calls, for the mask of its output."""
+    if type(layer) in _CODE:
+        return layer.mask is not None
+    return type(layer).compute_mask is not keras.layers.Layer.compute_mask
 
 
 def keep_whole(layer, reason: str) -> None:

@@ -306,20 +306,34 @@ def widths_of(layer, axis: int) -> set:
 
 
 def members_of(layer) -> list[tuple[str, Any]]:
-    """The attributes of a layer that may hold layers, with their names."""
+    """The attributes of a layer that may hold layers or weights, with their names."""
     own = {**vars(layer), **(vars(layer).get("_modules") or {})}  # on PyTorch
+    kinds = (keras.layers.Layer, keras.Variable, list, tuple, dict)
     return [
         (name, value)
         for name, value in own.items()
-        if name not in ("_layers", "_modules")
-        and (is_layer(value) or isinstance(value, (list, tuple, dict)))
+        if name not in _LISTS and isinstance(value, kinds)
     ]
+
+
+# Where Keras and PyTorch note what a layer holds by its attributes.
+_LISTS = ("_layers", "_modules", "_trainable_variables", "_non_trainable_variables")
 
 
 def forgotten_config(layer) -> dict[str, Any]:
     """Arguments of a layer that Keras' own config of it leaves out."""
     flash = getattr(layer, "_flash_attention", None)
     return {} if flash is None else {"flash_attention": flash}
+
+
+def is_autocast(variable) -> bool:
+    """Whether a layer sees a variable in the dtype that it computes in."""
+    return variable._autocast
+
+
+def operation_of(tensor):
+    """What makes a symbolic tensor."""
+    return tensor._keras_history.operation
 
 
 def mask_of(tensor):

@@ -2,12 +2,13 @@
 
 from keras import layers
 
-from filterprune.channels.registry import known_barrier, operation_barrier
-
-known_barrier(
-    "it runs a Python function that nothing is known of; write a layer with a rule",
-    layers.Lambda,
+from filterprune.channels.registry import (
+    holds_code,
+    known_barrier,
+    operation_barrier,
 )
+
+holds_code(layers.Lambda)
 known_barrier(
     "it wraps a model of another library",
     layers.FlaxLayer,

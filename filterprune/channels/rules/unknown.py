@@ -7,8 +7,8 @@ from filterprune.channels.joining import join_unknown
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.probing import hidden_layers, probe
-from filterprune.channels.registry import for_unknown
-from filterprune.channels.trace import Node, without_mask
+from filterprune.channels.registry import for_unknown, why_whole
+from filterprune.channels.trace import Node, parts_of, without_mask
 from filterprune.channels.verbs import barrier, same
 
 _NO_RULE = "no rule is known for it"
@@ -25,10 +25,10 @@ def unknown(layer, *args, **kwargs):
     if reason is None:
         axis, reason = _common_axis(call, xs)
     if reason is not None:
-        return barrier(f"{_NO_RULE}, and {reason}")
+        return barrier(f"{_NO_RULE}, and {reason}{_untraced(layer)}")
     found = probe(layer, _without_mask(layer, call.node), axis, call.training)
     if found.reason is not None:
-        return barrier(f"{_NO_RULE}, and {found.reason}")
+        return barrier(f"{_NO_RULE}, and {found.reason}{_untraced(layer)}")
     call.flow.binding(call).whole = found.whole
     specs = {
         f"#{number}": " ".join(
@@ -41,6 +41,12 @@ def unknown(layer, *args, **kwargs):
         return join_unknown(xs, axis, resize, specs, found.keeps_zero)
     zero = found.keeps_zero
     return same(xs[0], axis=axis, keeps_zero=zero, resize=resize, bind=specs)
+
+
+def _untraced(layer) -> str:
+    """Why what the layer computes could not be looked into, if that was tried."""
+    reason = None if parts_of(layer) else why_whole(layer)
+    return f"; what it computes cannot be traced: {reason}" if reason else ""
 
 
 def _common_axis(call, xs) -> tuple[int, str | None]:
