@@ -102,6 +102,15 @@ def _words(rng, shape, words: list, dtype: str) -> np.ndarray:
     return found
 
 
+def reads_ids(graph: Graph) -> list[bool]:
+    """Whether each input of a graph is read as ids, as an embedding reads it."""
+    readers = _readers(graph)
+    return [
+        any(True for one in readers[id(x)] for _ in _limits(one, x.dtype))
+        for x in graph.inputs
+    ]
+
+
 def _vocabulary(reader) -> list | None:
     """The words that a lookup knows, or None for another layer."""
     known = getattr(reader, "get_vocabulary", None)

@@ -229,12 +229,21 @@ def _model_alike(model, inputs, outputs):
     if own is not None:
         with contextlib.suppress(Exception):
             return type(model)(inputs, outputs, name=model.name, **own)
-    _warn_of_methods(model)
+    warn_of_methods(
+        model,
+        "Its constructor does not take `(inputs, outputs, name=...)`. Let it do so, "
+        "with further arguments by keyword, to keep the class",
+    )
     return keras.Model(inputs, outputs, name=model.name)
 
 
-def _warn_of_methods(model) -> None:
-    """Warn if a model's own class trains in a way that the new one will not."""
+def warn_of_methods(model, because: str) -> None:
+    """Warn if a model's own class trains in a way that the new one will not.
+
+    Args:
+        model: the model.
+        because: why the new one is of another class, as a sentence without a stop.
+    """
     own = [
         name
         for name in ("train_step", "test_step", "predict_step", "compute_loss")
@@ -243,9 +252,7 @@ def _warn_of_methods(model) -> None:
     if own:
         warn(
             f"The new '{model.name}' is a plain functional model, without the "
-            f"`{'`, `'.join(own)}` of {type(model).__name__}: its constructor does "
-            "not take `(inputs, outputs, name=...)`. Let it do so, with further "
-            "arguments by keyword, to keep the class."
+            f"`{'`, `'.join(own)}` of {type(model).__name__}. {because}."
         )
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from filterprune.channels.groups import Analysis, study
-from filterprune.channels.trace import check_model
 from filterprune.cost import Cost, layer_costs, total, uncounted
 from filterprune.expansion import expand_but
 from filterprune.reporting import findings, page, records, text
 from filterprune.reporting.parts import GroupReport, LayerReport, NodeReport
+from filterprune.subclassed import as_functional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def analyze(model) -> Report:
         print(group.name, group.reason)
     ```
     """
-    check_model(model)
+    model = as_functional(model, tell=False)
     return report_on(study(expand_but(model, lambda layer: False)[0]))
 
 

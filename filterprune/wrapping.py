@@ -39,6 +39,7 @@ from filterprune.rebuilding import (
     warn_of_ties,
 )
 from filterprune.slots import nothing_to_prune
+from filterprune.subclassed import as_functional
 from filterprune.suggestions import suggests_keywords
 from filterprune.verification import verify_layer, verify_wrapped
 
@@ -156,7 +157,7 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     print(filterprune.analyze(masked))
     ```
     """
-    check_model(model)
+    model = as_functional(model)
     plain, inputs = model, check_inputs(model, verify)
     kept = _exclusion(model, exclude, layers=True)
     # `exclude` names nested models, so that they are dissolved only after this.

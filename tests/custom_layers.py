@@ -250,20 +250,151 @@ class Moody(Residual):
         return x if training else super().call(x)
 
 
-HONEST = (LayerScale, StochasticDepth, TwoModes, Counting, Penalty, Residual, Excite)
-OPAQUE = (
+class Program(layers.Layer):
+    """Any steps one after another, with weights of its own and with parts.
+
+    Args:
+        steps: the names of its methods from `scale` on.
+        of_tensorflow: whether it calls the functions of TensorFlow where it can.
+    """
+
+    def __init__(self, steps, of_tensorflow=False, **kwargs):
+        super().__init__(**kwargs)
+        self.steps = list(steps)
+        self.api = _of_tensorflow() if of_tensorflow else ops
+        self.held = {}
+
+    def build(self, input_shape):
+        # Weights and parts are made when the steps are first taken.
+        self.making, api, self.api = True, self.api, ops
+        self.call(keras.KerasTensor(input_shape, self.compute_dtype))
+        self.making, self.api = False, api
+
+    def call(self, x):
+        for number, step in enumerate(self.steps):
+            self.prefix = f"{step}{number}".replace(" ", "_")
+            x = getattr(self, step)(x)
+        return x
+
+    def own(self, name, *shape):
+        name = f"{self.prefix}_{name}"
+        if self.making:
+            self.held[name] = self.add_weight(shape=shape, name=name)
+            return keras.KerasTensor(shape, self.compute_dtype)
+        return self.held[name]
+
+    def part(self, make, x):
+        if self.making:
+            self.held[self.prefix] = make()
+            self.held[self.prefix].build(x.shape)
+        return self.held[self.prefix](x)
+
+    def scale(self, x):
+        return x * self.own("gamma", x.shape[-1])
+
+    def shift(self, x):
+        return x + self.own("beta", 1, 1, 1, x.shape[-1])
+
+    def table(self, x):
+        return x + self.own("table", *x.shape[1:])
+
+    def gain(self, x):
+        return x * self.own("gain")
+
+    def product(self, x):
+        return self.api.matmul(x, self.own("matrix", x.shape[-1], 5))
+
+    def einsum(self, x):
+        return self.api.einsum("bhwc,cd->bhwd", x, self.own("matrix", x.shape[-1], 4))
+
+    def filter(self, x):
+        kernel = self.own("kernel", 3, 3, x.shape[-1], 4)
+        return ops.conv(x, kernel, padding="same")
+
+    def standardised(self, x):
+        kernel = self.own("kernel", 1, 1, x.shape[-1], 4)
+        return ops.conv(x, kernel - ops.mean(kernel, axis=(0, 1, 2)))
+
+    def twice(self, x):
+        """One weight, read two times."""
+        matrix = self.own("matrix", x.shape[-1], x.shape[-1])
+        return self.api.matmul(self.api.matmul(x, matrix), ops.transpose(matrix))
+
+    def norm(self, x):
+        square = self.mean(ops.square(x), axis=-1)
+        return x / ops.sqrt(square + 0.1) * self.own("scale", x.shape[-1])
+
+    def centre(self, x):
+        return x - self.mean(x, axis=-1)
+
+    def excite(self, x):
+        y = self.mean(x, axis=(1, 2))
+        y = self.relu(ops.matmul(y, self.own("inner", x.shape[-1], 3)))
+        return x * ops.sigmoid(ops.matmul(y, self.own("outer", 3, x.shape[-1])))
+
+    def halves(self, x):
+        first, second = x[..., ::2], x[..., 1::2]
+        return self.concatenate([first, ops.tanh(second)])
+
+    def doubled(self, x):
+        return self.concatenate([x, self.relu(-x)])
+
+    def flipped(self, x):
+        return ops.flip(x, axis=1) + x
+
+    def tanh(self, x):
+        return self.api.tanh(x)
+
+    def convolve(self, x):
+        return self.part(lambda: layers.Conv2D(4, 3, padding="same"), x)
+
+    def normalise(self, x):
+        return self.part(layers.BatchNormalization, x)
+
+    def mean(self, x, axis):
+        if self.api is ops:
+            return ops.mean(x, axis=axis, keepdims=True)
+        return self.api.reduce_mean(x, axis=axis, keepdims=True)
+
+    def relu(self, x):
+        return ops.relu(x) if self.api is ops else self.api.nn.relu(x)
+
+    def concatenate(self, xs):
+        if self.api is ops:
+            return ops.concatenate(xs, axis=-1)
+        return self.api.concat(xs, -1)
+
+    @classmethod
+    def names(cls):
+        """The names of all steps."""
+        names = list(vars(cls))
+        first, last = names.index("scale"), names.index("normalise")
+        return names[first : last + 1]
+
+
+def _of_tensorflow():
+    import tensorflow
+
+    return tensorflow
+
+
+HONEST = (
+    LayerScale,
+    StochasticDepth,
+    TwoModes,
+    Counting,
+    Penalty,
+    Residual,
+    Excite,
     Beside,
-    Borrowing,
-    Moody,
-    Forgetful,
-    NegativeShift,
     Ramp,
     ByCount,
     SoftClip,
-    LargeBatch,
     Halves,
     Mixing,
+    Program,
 )
+OPAQUE = (Borrowing, Moody, Forgetful, NegativeShift, LargeBatch)
 
 
 def keep_zero_here_too(x):

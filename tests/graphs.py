@@ -350,7 +350,17 @@ class GraphBuilder:
         cls = self.pick(kinds)
         if cls is custom_layers.Forgetful:
             return cls(2.0, self.pick(cls.PLACES))(x)
+        if cls is custom_layers.Program:
+            return self.program(x)
         return cls()(x)
+
+    def program(self, x):
+        """A layer of random steps."""
+        steps = [self.pick(custom_layers.Program.names()) for _ in range(3)]
+        if None in x.shape[1:]:
+            steps = [step for step in steps if step != "table"]
+        of_tensorflow = keras.backend.backend() == "tensorflow" and self.chance()
+        return custom_layers.Program(steps, of_tensorflow)(x)
 
     def hold(self, x):
         kind = self.pick(["spectral", "spectral depthwise", "time", "time norm"])

@@ -59,14 +59,15 @@ class Block(layers.Layer):
         return x
 
 
-class Scaled(layers.Layer):
+class Indexed(layers.Layer):
     def build(self, shape):
         self.dense = layers.Dense(shape[-1])
         self.dense.build(shape)
-        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+        about = {"dtype": "int32", "trainable": False, "initializer": "zeros"}
+        self.index = self.add_weight(shape=(shape[-1],), name="index", **about)
 
     def call(self, x):
-        return self.scale * self.dense(x)
+        return ops.take(self.dense(x), self.index, axis=-1)
 
 
 class Moody(layers.Layer):
@@ -249,7 +250,7 @@ def test_a_shared_composite_stays_shared():
 
 @pytest.mark.parametrize(
     ("cls", "reason"),
-    [(Scaled, "weights of its own"), (Moody, "other parts in training")],
+    [(Indexed, "`index` is of dtype int32"), (Moody, "other parts in training")],
 )
 def test_what_cannot_be_expanded_says_why(cls, reason, declared):
     model = model_of(cls(name="odd"))

@@ -1,0 +1,90 @@
+"""Subclassed models: a functional model of the same layers takes their place."""
+
+import keras
+
+from filterprune.channels.trace import (
+    check_model,
+    copy_object,
+    has_graph,
+    inputs_like,
+    is_graph,
+    trace,
+)
+from filterprune.compiling import recompile
+from filterprune.expansion import expand_as
+from filterprune.inputs import reads_ids
+from filterprune.rebuilding import warn_of_methods
+
+
+def as_functional(model, tell: bool = True):
+    """A functional model that computes what a model does.
+
+    Args:
+        model: a built Keras model, which is not touched.
+        tell: whether to warn of what the new model lacks.
+
+    Returns:
+        `model` itself if it is a functional or sequential one. Else its `call` is
+        traced with symbolic tensors: the layers and operations in it become those of
+        a functional model, with copies of its weights, and compiled if `model` is.
+
+    Raises:
+        TypeError: if it is no Keras model.
+        ValueError: if it is not built, its inputs are not known, or its `call` cannot
+            be traced.
+    """
+    subclassed = isinstance(model, keras.Model) and not is_graph(model)
+    if not subclassed or (isinstance(model, keras.Sequential) and not has_graph(model)):
+        check_model(model)
+        return model
+    inputs = _inputs_of(model)
+    whole = _traced(model, inputs)
+    ids = iter(reads_ids(trace(whole)))
+    if not has_graph(model) and any(reads_ids(trace(whole))):  # Keras notes no dtypes
+        inputs = keras.tree.map_structure(
+            lambda x: keras.Input(
+                x.shape[1:], name=x.name, dtype="int32" if next(ids) else x.dtype
+            ),
+            inputs,
+        )
+        whole = _traced(model, inputs)
+    if tell:
+        warn_of_methods(
+            model, "Its `call` is all that was traced: train the new one in a loop"
+        )
+    if model.compiled:
+        recompile(model, whole)
+    return whole
+
+
+def _traced(model, inputs):
+    copy = copy_object(model)
+    outer = keras.Model(inputs, copy(inputs), name=model.name)
+    return expand_as(outer, copy)
+
+
+def _inputs_of(model):
+    """Symbolic inputs of a subclassed model, in the structure that it takes."""
+    if has_graph(model):
+        graph = trace(model)
+        fresh = dict(zip(map(id, graph.inputs), inputs_like(graph), strict=True))
+        if len(graph.inputs) == 1:  # of which Keras may keep a list
+            return fresh[id(graph.inputs[0])]
+        return keras.tree.map_structure(lambda x: fresh[id(x)], graph.input_struct)
+    shapes = (model.get_build_config() or {}).get("input_shape")
+    built = all(layer.built for layer in model.layers)
+    if shapes is None or not built or not model.layers:
+        raise ValueError(
+            f"Expected `model` to be built. Received: the subclassed model "
+            f"'{model.name}' (of type {type(model).__name__}), whose layers or inputs "
+            "are not known yet. Call it once on data, as in `model(x[:1])`."
+        )
+    return _symbolic(shapes)
+
+
+def _symbolic(shapes, name=None):
+    if isinstance(shapes, dict):
+        return {key: _symbolic(shape, key) for key, shape in shapes.items()}
+    if any(isinstance(size, (list, tuple)) for size in shapes):
+        return type(shapes)(_symbolic(shape) for shape in shapes)
+    return keras.Input(shapes[1:], name=name)
