@@ -7,6 +7,7 @@ import keras
 
 from filterprune import criteria
 from filterprune.budget import Budget
+from filterprune.channels.trace import check_model
 from filterprune.companions import Companions
 from filterprune.criteria.base import Scorer
 from filterprune.errors import warn
@@ -20,6 +21,7 @@ from filterprune.schedules import (
     is_integer,
     last_step,
     optimizer_step,
+    sync_state,
 )
 from filterprune.selection import Selector
 from filterprune.suggestions import suggests_keywords
@@ -83,9 +85,12 @@ class FilterPruningCallback(keras.callbacks.Callback):
             filters go on learning, and can win their place back (Kang and Han,
             "Operation-aware soft channel pruning", ICML 2020, soften gates too).
             Defaults to `0.5`.
+        model: the masked model, where another one that holds it is trained, such as
+            a GAN or a distiller. A step is then a batch, whatever its optimizers do.
+            Defaults to `None`: the model that is trained.
 
     Raises:
-        TypeError: if `schedule` is no schedule.
+        TypeError: if `schedule` is no schedule, or `model` no Keras model.
         ValueError: if another argument is out of range; and at the start of
             `fit` if the model has no gates, nothing in it can be pruned, a
             budget is out of reach or another callback prunes in the same `fit`.
@@ -117,8 +122,13 @@ class FilterPruningCallback(keras.callbacks.Callback):
         regrow_until: int | float | None = None,
         softness: float = 0.5,
         kinds: Iterable[str] | None = None,
+        model=None,
     ):
         super().__init__()
+        if model is not None:
+            check_model(model)
+        self._held = model
+        self._steps = 0  # batches in all epochs so far, where a held model is pruned
         if not isinstance(schedule, Schedule):
             raise TypeError(
                 "Expected `schedule` to be a filterprune schedule, such as "
@@ -152,6 +162,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._companions = Companions(self, self._companions)
         _check_alone(self, self._companions.all)
+        _check_held(self._held, self.model)
         self._begin(self.budget)
         self._times: Timetable | None = None
         if self.schedule.end_step is None:
@@ -164,9 +175,21 @@ class FilterPruningCallback(keras.callbacks.Callback):
 
     def _begin(self, budget: Budget) -> None:
         self._selector = Selector(
-            self.model, self.criterion, self.limits, budget, self.origin
+            self.pruned, self.criterion, self.limits, budget, self.origin
         )
         self._report(self._selector.sparsity())
+
+    @property
+    def pruned(self):
+        """The masked model: the one that is trained, or that it holds."""
+        return self.model if self._held is None else self._held
+
+    def _step(self) -> int:
+        """How many steps were trained."""
+        if self._held is None:
+            return optimizer_step(self.model)
+        sync_state(self.model)
+        return self._steps
 
     @property
     def selector(self) -> Selector:
@@ -175,17 +198,18 @@ class FilterPruningCallback(keras.callbacks.Callback):
 
     def is_settled(self) -> bool:
         """Whether what is closed stays closed."""
-        times, step = self._times, optimizer_step(self.model)
+        times, step = self._times, self._step()
         return times is None or not self._is_soft(step, times)
 
     def is_done(self) -> bool:
         """Whether the schedule has come to its end."""
         times = self._times
-        return times is not None and optimizer_step(self.model) >= times.end
+        return times is not None and self._step() >= times.end
 
     def on_epoch_begin(self, epoch, logs=None):
         # Here, not in `on_train_begin`: by now a resumed run is restored.
-        step = optimizer_step(self.model)
+        self._steps = max(self._steps, epoch * (self.params.get("steps") or 0))
+        step = self._step()
         if self._times is None:
             self._plan, self._times = self._planned(step, epoch)
             self._final = self._plan(self._times.end)
@@ -201,8 +225,9 @@ class FilterPruningCallback(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         # Reading the optimizer's count is slow: do so only if it can be time.
-        if self._next is not None and self._before + batch + 1 >= self._next:
-            step = optimizer_step(self.model)
+        self._steps = self._before + batch + 1
+        if self._next is not None and self._steps >= self._next:
+            step = self._step()
             if step >= self._next:
                 self._update(step)
         if logs is not None:
@@ -214,7 +239,7 @@ class FilterPruningCallback(keras.callbacks.Callback):
             logs.update(self._logs)
 
     def on_train_end(self, logs=None):
-        step, times = optimizer_step(self.model), self._times
+        step, times = self._step(), self._times
         if times is None:
             return
         reached = self._logs["sparsity"]
@@ -291,10 +316,26 @@ def _softly(soft: float) -> str:
     return f"The gates of closed filters are still at {soft:g}. " if soft else ""
 
 
-def _check_alone(callback, others) -> None:
-    if any(isinstance(other, FilterPruningCallback) for other in others):
+def _check_held(held, trained) -> None:
+    """Raise unless a model that is to be pruned is one that is trained."""
+    if held is None or held is trained:
+        return
+    own = {id(variable) for variable in trained.variables}
+    if not own.issuperset(id(variable) for variable in held.variables):
         raise ValueError(
-            f"Expected one `FilterPruningCallback` for '{callback.model.name}'. "
+            f"Expected `model` to be held by the model that is trained, "
+            f"'{trained.name}', as in `self.net = net`. Received: '{held.name}', some "
+            "of whose variables it does not have."
+        )
+
+
+def _check_alone(callback, others) -> None:
+    if any(
+        isinstance(other, FilterPruningCallback) and other.pruned is callback.pruned
+        for other in others
+    ):
+        raise ValueError(
+            f"Expected one `FilterPruningCallback` for '{callback.pruned.name}'. "
             "Received: several in one `fit`, each of which would set all gates. Use "
             "one, with `overrides` for layers with a sparsity of their own."
         )

@@ -289,15 +289,16 @@ class Timetable:
         return step >= self.end or (step >= self.begin and on_grid)
 
 
-def optimizer_step(model) -> int:
-    """How many steps a model's optimizer has taken.
-
-    On JAX `fit` keeps the state elsewhere meanwhile: it is brought back, so that
-    weights can be read and set too.
-    """
+def sync_state(model) -> None:
+    """Bring back what `fit` on JAX keeps elsewhere, so that it can be read and set."""
     sync = getattr(model, "jax_state_sync", None)
     if sync is not None:
         sync()
+
+
+def optimizer_step(model) -> int:
+    """How many steps a model's optimizer has taken; its state can then be set."""
+    sync_state(model)
     return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 
@@ -319,7 +320,8 @@ def last_step(callback, step: int, epoch: int, fraction: float) -> int:
             "The number of steps of this `fit` is not known, so the schedule "
             "needs an `end_step`: pass one, or `steps_per_epoch` to `fit`."
         )
-    # The optimizer counts updates: one for so many batches.
-    steps /= callback.model.optimizer.gradient_accumulation_steps or 1
+    if getattr(callback, "pruned", callback.model) is callback.model:
+        # The optimizer counts updates: one for so many batches.
+        steps /= callback.model.optimizer.gradient_accumulation_steps or 1
     start = step - round(epoch * steps)
     return start + round(fraction * callback.params["epochs"] * steps)

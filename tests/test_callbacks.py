@@ -348,3 +348,58 @@ def test_the_callback_can_be_used_again_for_another_model():
         masked = digits_net()
         masked.fit(X, Y, batch_size=BATCH, callbacks=[callback], verbose=0)
         assert filterprune.selection.Selector(masked).sparsity() == 0.5
+
+
+class Holder(keras.Model):
+    """Trains models that it holds, by a step of its own on TensorFlow."""
+
+    def __init__(self, *nets):
+        super().__init__()
+        self.nets = list(nets)
+
+    def call(self, x):
+        return sum(net(x) for net in self.nets)
+
+
+def held(*names):
+    nets = [builders.BUILDERS[name]() for name in names]
+    masked = [filterprune.wrap_model(net) for net in nets]
+    holder = Holder(*masked)
+    holder.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return holder, masked
+
+
+def test_a_model_that_is_held_by_the_trained_one_is_pruned():
+    holder, (masked,) = held("plain")
+    schedule = PolynomialDecay(final_sparsity=0.5, end_step=12, power=1)
+    pruning = FilterPruningCallback(schedule, model=masked)
+    options = {"batch_size": BATCH, "verbose": 0, "callbacks": [pruning]}
+    with pytest.warns(filterprune.PruningWarning, match="at step 8, before"):
+        first = holder.fit(X, Y, epochs=1, **options).history["sparsity"]
+    assert 0.2 < first[0] < 0.5
+    assert not pruning.is_done()
+    second = holder.fit(X, Y, epochs=1, **options).history["sparsity"]  # goes on
+    assert second == pytest.approx([0.5]) and pruning.is_done()
+    small = filterprune.compact(masked)
+    assert_close(small(X[:4]), masked(X[:4]), 1e-4, 1e-5)
+
+
+def test_two_models_that_are_held_have_a_callback_each():
+    holder, nets = held("plain", "plain")
+    callbacks = [
+        FilterPruningCallback(ConstantSparsity(sparsity), model=net)
+        for sparsity, net in zip((0.25, 0.5), nets, strict=True)
+    ]
+    holder.fit(X, Y, batch_size=BATCH, verbose=0, callbacks=callbacks)
+    found = [callback.selector.sparsity() for callback in callbacks]
+    assert found == pytest.approx([0.25, 0.5])
+
+
+def test_a_model_that_is_not_held_is_refused():
+    holder, _ = held("plain")
+    other = filterprune.wrap_model(builders.BUILDERS["plain"]())
+    pruning = FilterPruningCallback(ConstantSparsity(0.5), model=other)
+    with pytest.raises(ValueError, match=r"held by the model that is trained"):
+        holder.fit(X, Y, verbose=0, callbacks=[pruning])
+    with pytest.raises(TypeError, match=r"`model` to be a Keras model"):
+        FilterPruningCallback(ConstantSparsity(0.5), model="net")
