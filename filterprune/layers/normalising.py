@@ -10,9 +10,12 @@ from filterprune.layers.base import Masked, masks
 class _OverOpenGates(Masked):
     """Base of the masked layers that normalise over channels.
 
-    A subclass computes the normalised inputs in `_normalised`; weights, gates
-    and dtypes are handled here. A gate that is neither 0 nor 1 counts as open in
-    statistics, and multiplies the output alone: a plain layer can do that too.
+    A subclass normalises in `_normalised`; weights, gates and dtypes are handled
+    here. A gate that is neither 0 nor 1 counts as open in statistics, and multiplies
+    the output alone: a plain layer can do that too.
+
+    Operations follow each other as in Keras' layers, so that both round alike: a norm
+    of the one channel that is left subtracts large numbers that cancel out.
     """
 
     scale_name = "gamma"
@@ -22,30 +25,41 @@ class _OverOpenGates(Masked):
         dtype = "float32" if self.compute_dtype in _HALF else self.compute_dtype
         gate = _along(ops.cast(self.gate, dtype), self.gated_axis, len(inputs.shape))
         opened = _opened(gate)
-        outputs = self._normalised(ops.cast(inputs, dtype) * opened, opened)
-        # Not `ops.add`: TensorFlow's takes a vector along any axis for a bias of the
-        # last one, or of the second, if there are as many channels.
-        for name in (self.scale_name, self.shift_name):
-            weight = getattr(self.layer, name, None)
-            if weight is not None:
-                weight = self._spread(ops.cast(weight, dtype), inputs.shape)
-                scales = name == self.scale_name
-                outputs = outputs * weight if scales else outputs + weight
+        weights = [
+            self._spread(getattr(self.layer, name, None), inputs.shape, dtype)
+            for name in (self.scale_name, self.shift_name)
+        ]
+        x = ops.cast(inputs, dtype) * opened
+        outputs = self._normalised(x, opened, *weights)
         return ops.cast(outputs * gate, self.compute_dtype)
 
-    def _spread(self, weight, shape):
-        """A weight with an axis for each of the inputs'."""
+    def _spread(self, weight, shape, dtype):
+        """A weight with an axis for each of the inputs'; None stays None.
+
+        TensorFlow takes a vector along any axis for a bias of the last one, or of the
+        second, if there are as many channels.
+        """
+        if weight is None:
+            return None
         axes = self._weight_axes(len(shape))
-        return ops.reshape(weight, [n if i in axes else 1 for i, n in enumerate(shape)])
+        sizes = [n if i in axes else 1 for i, n in enumerate(shape)]
+        return ops.reshape(ops.cast(weight, dtype), sizes)
 
     def _weight_axes(self, ndim):
         axis = self.layer.axis
         axes = axis if isinstance(axis, (list, tuple)) else [axis]
         return sorted(a % ndim for a in axes)
 
-    def _normalised(self, x, gate):
-        """Normalise `x`, which is zero where `gate` is, over open gates."""
+    def _normalised(self, x, gate, scale, shift):
+        """Normalise, scale and shift `x`, which is zero where `gate` is."""
         raise NotImplementedError
+
+    def _moments(self, x, gate, axes, by_squares=False):
+        """Mean and variance over `axes`, closed channels left out."""
+        mean = self._mean(x, gate, axes)
+        if by_squares:
+            return mean, self._mean(ops.square(x), gate, axes) - ops.square(mean)
+        return mean, self._mean(ops.square((x - mean) * gate), gate, axes)
 
     def _mean(self, values, gate, axes):
         """The mean over `axes`, closed channels left out."""
@@ -56,6 +70,14 @@ class _OverOpenGates(Masked):
 
 
 _HALF = ("float16", "bfloat16")
+
+
+def _standardised(x, mean, inverse, scale, shift):
+    """Subtract the mean, multiply by the inverse of the deviation, scale and shift."""
+    if scale is not None:
+        inverse = inverse * scale
+    offset = -mean * inverse
+    return x * inverse + (offset if shift is None else offset + shift)
 
 
 def _along(gate, axis, ndim):
@@ -72,11 +94,12 @@ def _opened(gate):
 class MaskedLayerNormalization(_OverOpenGates):
     """A `LayerNormalization` whose mean and variance run over open gates only."""
 
-    def _normalised(self, x, gate):
-        axes = self._weight_axes(len(x.shape))
-        centred = (x - self._mean(x, gate, axes)) * gate
-        variance = self._mean(ops.square(centred), gate, axes)
-        return centred * ops.rsqrt(variance + self.layer.epsilon)
+    def _normalised(self, x, gate, scale, shift):
+        mean, variance = self._moments(x, gate, self._weight_axes(len(x.shape)))
+        inverse = ops.rsqrt(variance + self.layer.epsilon)
+        if keras.backend.backend() == "torch":  # whose kernel subtracts first
+            x, mean = x - mean, ops.zeros_like(mean)
+        return _standardised(x, mean, inverse, scale, shift)
 
 
 @masks(layers.RMSNormalization)
@@ -85,17 +108,17 @@ class MaskedRMSNormalization(_OverOpenGates):
 
     scale_name = "scale"
 
-    def _normalised(self, x, gate):
+    def _normalised(self, x, gate, scale, shift):
         axes = self._weight_axes(len(x.shape))
         square = self._mean(ops.square(x), gate, axes)
-        return x * ops.rsqrt(square + self.layer.epsilon)
+        return x * ops.rsqrt(square + self.layer.epsilon) * scale
 
 
 @masks(layers.UnitNormalization)
 class MaskedUnitNormalization(_OverOpenGates):
     """A `UnitNormalization` of the open channels."""
 
-    def _normalised(self, x, gate):
+    def _normalised(self, x, gate, scale, shift):
         axes = self._weight_axes(len(x.shape))
         return ops.normalize(x, axis=axes, order=2, epsilon=1e-12)
 
@@ -104,18 +127,26 @@ class MaskedUnitNormalization(_OverOpenGates):
 class MaskedGroupNormalization(_OverOpenGates):
     """A `GroupNormalization` whose statistics run over open gates only."""
 
-    def _normalised(self, x, gate):
+    def _normalised(self, x, gate, scale, shift):
         axis = self.gated_axis
         groups, size = self.layer.groups, self.gate.shape[0]
         shape = [-1 if i == 0 else ops.shape(x)[i] for i in range(len(x.shape))]
-        split = shape[:axis] + [groups, size // groups] + shape[axis + 1 :]
-        ones = [1] * len(split)
-        ones[axis : axis + 2] = [groups, size // groups]
-        y, gate = ops.reshape(x, split), ops.reshape(gate, ones)
-        axes = [i for i in range(1, len(split)) if i != axis]
-        centred = (y - self._mean(y, gate, axes)) * gate
-        variance = self._mean(ops.square(centred), gate, axes)
-        return ops.reshape(centred * ops.rsqrt(variance + self.layer.epsilon), shape)
+        ones = [1] * len(shape)
+
+        def split(array, shape):
+            within = [groups, shape[axis] // groups]
+            return ops.reshape(array, shape[:axis] + within + shape[axis + 1 :])
+
+        def spread(statistic):
+            whole = ops.repeat(statistic, size // groups, axis=axis + 1)
+            return ops.reshape(whole, [-1, *ones[1:axis], size, *ones[axis + 1 :]])
+
+        axes = [i for i in range(1, len(shape) + 1) if i != axis]
+        opened = split(gate, [*ones[:axis], size, *ones[axis + 1 :]])
+        by_squares = keras.backend.backend() == "torch"  # as its `ops.moments` does
+        mean, variance = self._moments(split(x, shape), opened, axes, by_squares)
+        inverse = ops.rsqrt(variance + self.layer.epsilon)
+        return _standardised(x, spread(mean), spread(inverse), scale, shift)
 
 
 @masks(layers.SpectralNormalization)

@@ -152,6 +152,9 @@ CASES = {
     "LayerNormalization no scale": Case(
         case(layers.LayerNormalization, scale=False), (4,), -1, {"beta": (-1,)}, True
     ),
+    "LayerNormalization no center": Case(
+        case(layers.LayerNormalization, center=False), (4,), -1, {"gamma": (-1,)}, True
+    ),
     "LayerNormalization axis=1": Case(
         case(layers.LayerNormalization, axis=1), (4, 6, 5), 1, NORM, True
     ),
@@ -167,6 +170,9 @@ CASES = {
     ),
     "GroupNormalization one group": Case(
         case(layers.GroupNormalization, 1), (6, 4), -1, NORM, True
+    ),
+    "GroupNormalization of vectors": Case(
+        case(layers.GroupNormalization, 1), (4,), -1, NORM, True
     ),
     "GroupNormalization axis=1": Case(
         case(layers.GroupNormalization, 2, axis=1, center=False),
@@ -408,6 +414,25 @@ def test_channels_that_are_closed_are_not_felt_by_the_others(name):
     expected = masked(x)
     np.moveaxis(x, case.axis, 0)[CLOSED] = 1e3
     assert_equal(masked(x), expected)
+
+
+@pytest.mark.parametrize("left", [[0], [3], [0, 3]], ids=str)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.couples])
+def test_statistics_over_few_channels_round_as_those_of_the_plain_layer(name, left):
+    """Large numbers cancel out: what is left is due to the order of operations."""
+    case = CASES[name]
+    keep = np.isin(np.arange(4), left)
+    groups = getattr(case.make(), "groups", 1)
+    if groups > len(left):
+        pytest.skip("a group would have no channel left")
+    masked = case.masked()
+    masked.gate.assign(keep)
+    for scale in (1e-2, 1.0, 1e3, 1e6):
+        x = (scale * numpy(case.inputs())).astype("float32")
+        found = split(case, masked, masked(x))[1]
+        expected = case.smaller(x, keep)
+        ulp = np.finfo("float32").eps * np.abs(expected).max()
+        assert_close(found, expected, rtol=0, atol=4 * ulp)
 
 
 @every_case
