@@ -119,6 +119,7 @@ class Rebuilder:
     unloadable: dict[str, str] = dataclasses.field(default_factory=dict)
     made: dict[int, Any] = dataclasses.field(default_factory=dict)
     _afters: dict[int, Any] = dataclasses.field(default_factory=dict)
+    _loads: dict[int, bool] = dataclasses.field(default_factory=dict)
     _names: set[str] = dataclasses.field(default_factory=set)
     pairs: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
 
@@ -168,7 +169,9 @@ class Rebuilder:
         """
         for part in (new, *parts_of(new)) if is_layer(new) else ():
             complete_config(part)
-        if owner is None or why_not_loaded(owner) is None:
+        if id(owner) not in self._loads:
+            self._loads[id(owner)] = owner is None or why_not_loaded(owner) is None
+        if self._loads[id(owner)]:
             reason = why_not_the_same(node)
             if reason is not None:
                 self.unloadable[new.name] = reason

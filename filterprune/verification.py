@@ -513,8 +513,10 @@ def _outputs(
     """
     if not is_layer(model):
         return [_array(output) for output in keras.tree.flatten(model(inputs))]
-    if not all(part.built for part in parts_of(model)):
-        model = copy_object(model)  # which builds them, and cannot be undone
+    original = model
+    unbuilt = [part.built for part in parts_of(model)].count(False)
+    if unbuilt and training not in _BUILDS_NOTHING.get(model, ()):
+        model = copy_object(model)  # to build them cannot be undone
     values: list[tuple] = []
     if noise is not None:
         rng = np.random.default_rng(noise)
@@ -534,9 +536,14 @@ def _outputs(
     with undisturbed(model, values=values, seed=1):
         for _ in range(1 + again):
             outputs = model(inputs, training=training)
+    left = [part.built for part in parts_of(model)].count(False)
+    if left and left == unbuilt:
+        _BUILDS_NOTHING.setdefault(original, set()).add(training)
     return [_array(output) for output in keras.tree.flatten(outputs)]
 
 
+# Models with parts that no call builds, since none calls them, and in which modes.
+_BUILDS_NOTHING: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _SHAKE = 4
 _SEEDS = (1, 2)
 
