@@ -100,9 +100,9 @@ class Resizer:
             if channels is None:
                 return value
             array = keras.ops.convert_to_numpy(value)
-            for axis in range(channels.ndim):
+            for axis in range(-array.ndim, 0):
                 kept = self.survivors.along(channels, axis)
-                if kept is not None:
+                if kept is not None and array.shape[axis] > 1:
                     array = np.compress(kept, array, axis=axis)
             return array
 

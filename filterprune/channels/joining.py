@@ -43,13 +43,18 @@ def join(
         )
         for x in xs
     ]
-    tied = [x.labels for x, is_tied in zip(xs, ties) if is_tied]
-    if not tied:  # an outer product of several broadcast operands
-        tied = [x.labels for x in xs]
+    if not any(ties):  # an outer product of several broadcast operands
         ties = [True] * len(xs)
+    led = _led(xs, ties)
+    tied = [
+        x.labels for x, is_tied, is_led in zip(xs, ties, led) if is_tied and not is_led
+    ]
     for labels in tied[1:]:
         table.tie(tied[0], labels)
     labels = np.broadcast_arrays(*tied)[0] if len(tied) > 1 else tied[0]
+    for x, is_led in zip(given, led):
+        if is_led:
+            x.labels = labels
     output = Channels(shape, labels)
     if any(x.constant is not None for x in xs):
         _gate_behind(output, xs, combine)
@@ -79,6 +84,23 @@ def join(
 
     call.step(given, [output], worth)
     return output
+
+
+def _led(xs, ties) -> list[bool]:
+    """Which constants lose what the output loses, and tie none of its channels.
+
+    A factor for each dimension of a head is none that makes heads die together.
+    """
+    tensors = [x for x, is_tied in zip(xs, ties) if is_tied and x.constant is None]
+
+    def is_met(x) -> bool:
+        """Whether tensors tell apart all that it tells apart."""
+        return all(
+            size == 1 or any(tensor.labels.shape[axis] > 1 for tensor in tensors)
+            for axis, size in enumerate(x.labels.shape)
+        )
+
+    return [x.constant is not None and bool(tensors) and is_met(x) for x in xs]
 
 
 def _gate_behind(output: Channels, xs, combine) -> None:

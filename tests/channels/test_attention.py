@@ -65,6 +65,29 @@ def split(x, count):
     return [heads_of(y, count) for y in ops.split(layers.Dense(36)(x), 3, axis=-1)]
 
 
+ANGLES = np.outer(np.arange(6), [1.0, 0.3, 1.0, 0.3])
+
+
+def rotated(x, count):
+    """With rotary embeddings: factors for each position and dimension."""
+
+    def rotate(y):
+        first, second = ops.split(y, 2, axis=-1)
+        turned = ops.concatenate([-second, first], axis=-1)
+        sine, cosine = (f(ANGLES).astype(y.dtype) for f in (np.sin, np.cos))
+        return y * cosine + turned * sine[None, None]
+
+    query, key, value = separate(x, count)
+    return rotate(query), rotate(key), value
+
+
+def shifted(x, count):
+    """With a factor and a bias for each dimension, the same for all heads."""
+    query, key, value = separate(x, count)
+    vector = np.linspace(0.5, 2.0, 12 // count).astype(query.dtype)
+    return query * vector + 1.0, ops.maximum(key, vector), value
+
+
 CAUSAL = np.triu(np.full((6, 6), -1e9, "float32"), 1)
 
 
@@ -89,7 +112,9 @@ def kinds(report):
     return {group.kind: group.size for group in report.prunable}
 
 
-@pytest.mark.parametrize("project", [separate, fused, unstacked, split])
+@pytest.mark.parametrize(
+    "project", [separate, fused, unstacked, split, rotated, shifted]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_heads_written_by_hand_are_found_and_pruned(project, dtype):
     keras.config.set_floatx(dtype)
