@@ -277,3 +277,21 @@ def test_no_tensor_in_the_middle_is_left_without_channels(part):
     filterprune.prune(masked, sparsity=2 / 3)  # all but one channel of each part
     small = check_exact(masked, limit=1e-5)
     assert small.get_layer("whole").filters == 2
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda x: ops.sqrt(ops.sum(ops.square(x))),
+        lambda x: ops.mean(ops.square(x)) + 1.0,
+        lambda x: ops.exp(ops.mean(x)),
+        lambda x: ops.sigmoid(ops.max(x)),
+    ],
+)
+def test_one_number_of_the_whole_batch(number):
+    x = keras.Input((6,))
+    y = layers.Dense(8, name="hidden")(x)
+    model = keras.Model(x, layers.Dense(2)(y / number(y)))
+    masked = filterprune.wrap_model(randomise(model))
+    close_at_random(masked)
+    assert check_exact(masked).get_layer("hidden").units == 4

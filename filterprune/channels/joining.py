@@ -114,6 +114,8 @@ def _gate_behind(output: Channels, xs, combine) -> None:
 
 def gate_behind(output: Channels) -> None:
     """Let gates close channels of the output of an operation, where that frees any."""
+    if not output.shape:  # a single number has no axis of channels
+        return
     call = current()
     axis = gated_axis(call, output)
     whole = list(output.labels.shape)

@@ -206,6 +206,7 @@ def same(
         keeps_zero = at_zero == 0
     keeps_zero = keeps_zero and activation.keeps_zero
     gateable = weights or np.isfinite(at_zero)  # zero times infinity is no zero
+    gateable = gateable and shape  # a single number has no axis of channels
     if gateable and (shape[to] is not None or labels.shape[to] > 1):
         whole = list(labels.shape)
         whole[to] = output.size(to)
