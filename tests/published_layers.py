@@ -356,14 +356,6 @@ class SelfAttentionWeights(Weighted):
         return ops.matmul(ops.softmax(scores, axis=-1), v)
 
 
-class SelfAttentionWeightsTF(SelfAttentionWeights):
-    def call(self, x):
-        q, k = tf.matmul(x, self.wq), tf.tensordot(x, self.wk, axes=1)
-        v = tf.linalg.matmul(x, self.wv)
-        scores = tf.matmul(q, tf.transpose(k, [0, 2, 1])) / x.shape[1] ** 0.5
-        return tf.matmul(tf.nn.softmax(scores), v)
-
-
 class SplitHeads(layers.Layer):
     """Queries, keys and values by three layers, heads split by a method."""
 
@@ -557,13 +549,6 @@ class LayerNorm(Weighted):
         return self.gamma * (x - mean) / ops.sqrt(variance + 1e-6) + self.beta
 
 
-class LayerNormVar(LayerNorm):
-    def call(self, x):
-        mean = ops.mean(x, axis=-1, keepdims=True)
-        deviation = ops.std(x, axis=-1, keepdims=True)
-        return self.gamma * (x - mean) / (deviation + 1e-6) + self.beta
-
-
 class LayerNormTF(LayerNorm):
     def call(self, x):
         mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
@@ -643,22 +628,12 @@ class LayerScale(Weighted):
         return x * self.gamma
 
 
-class LayerScaleTF(LayerScale):
-    def call(self, x):
-        return tf.multiply(x, self.gamma)
-
-
 class ScaleNorm(Weighted):
     def build(self, shape):
         self.weight("g", init="ones")
 
     def call(self, x):
         return self.g * x / ops.maximum(ops.norm(x, axis=-1, keepdims=True), 1e-5)
-
-
-class ScaleNormTF(ScaleNorm):
-    def call(self, x):
-        return self.g * x / tf.maximum(tf.norm(x, axis=-1, keepdims=True), 1e-5)
 
 
 class FiLM(layers.Layer):
@@ -945,12 +920,6 @@ class Fire(layers.Layer):
         return layers.concatenate([self.left(x), self.right(x)])
 
 
-class FireTF(Fire):
-    def call(self, x):
-        x = self.squeeze(x)
-        return tf.concat([self.left(x), self.right(x)], axis=3)
-
-
 class DepthwiseSeparable(layers.Layer):
     def build(self, shape):
         self.depthwise = layers.DepthwiseConv2D(3, padding="same", use_bias=False)
@@ -1001,13 +970,6 @@ class Mixer(layers.Layer):
     def call(self, x):
         y = ops.transpose(self.norms[0](x), (0, 2, 1))
         x = x + ops.transpose(self.tokens(y), (0, 2, 1))
-        return x + self.channels(self.norms[1](x))
-
-
-class MixerTF(Mixer):
-    def call(self, x):
-        y = tf.linalg.matrix_transpose(self.norms[0](x))
-        x = x + tf.linalg.matrix_transpose(self.tokens(y))
         return x + self.channels(self.norms[1](x))
 
 
@@ -1104,9 +1066,13 @@ class ClassTokenTF(ClassToken):
         return tf.concat([tf.cast(token, x.dtype), x], 1)
 
 
-class ClassTokenTileTF(ClassToken):
+class NormedTokens(layers.Layer):
+    def build(self, shape):
+        self.token, self.norm = ClassToken(), RMSNorm()
+        self.dense = layers.Dense(shape[-1])
+
     def call(self, x):
-        return tf.concat([tf.tile(self.token, [tf.shape(x)[0], 1, 1]), x], axis=1)
+        return self.dense(self.norm(self.token(x)))
 
 
 class PositionTable(Weighted):
@@ -1125,11 +1091,6 @@ class PositionTableSliced(Weighted):
 
     def call(self, x):
         return x + self.table[: x.shape[1]]
-
-
-class PositionTableTF(PositionTable):
-    def call(self, x):
-        return tf.add(x, tf.cast(self.table, x.dtype))
 
 
 class PositionEmbedding(layers.Layer):
@@ -1155,12 +1116,6 @@ class TokenAndPosition(layers.Layer):
 
     def call(self, x):
         positions = ops.arange(0, ops.shape(x)[-1], 1)
-        return self.tokens(x) + self.positions(positions)
-
-
-class TokenAndPositionTF(TokenAndPosition):
-    def call(self, x):
-        positions = tf.range(0, tf.shape(x)[-1], 1)
         return self.tokens(x) + self.positions(positions)
 
 
@@ -1444,11 +1399,6 @@ class Swish(Weighted):
         return x * keras.activations.sigmoid(self.slope * x)
 
 
-class SwishTF(layers.Layer):
-    def call(self, x):
-        return x * tf.nn.sigmoid(x)
-
-
 class MaxPoolByReshape(layers.Layer):
     def call(self, x):
         height, width, channels = x.shape[1:]
@@ -1474,11 +1424,6 @@ class PReLU(Weighted):
 class PReLUMaximum(PReLU):
     def call(self, x):
         return ops.maximum(0.0, x) + self.alpha * ops.minimum(0.0, x)
-
-
-class PReLUTF(PReLU):
-    def call(self, x):
-        return tf.nn.relu(x) - self.alpha * tf.nn.relu(-x)
 
 
 class MinibatchDeviation(layers.Layer):
