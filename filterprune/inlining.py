@@ -496,7 +496,9 @@ def _over_samples(tensor, shape, given, name_for: Callable):
     if (1, *shape[1:]) != tensor.shape:
         tensor = keras.ops.broadcast_to(tensor, (1, *shape[1:]))
         made.append(tensor)
-    made.append(keras.ops.add(tensor, samples))
+    # On TensorFlow `add` takes as many samples as channels for a bias of the latter,
+    # where they come second.
+    made.append(keras.ops.add(samples, tensor))
     for one in made:
         operation = operation_of(one)
         operation.name = name_for(operation.name)

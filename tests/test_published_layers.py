@@ -572,6 +572,14 @@ def test_a_batch_of_fixed_size(name):
     halved(model_of(getattr(published, name)(), batch=3))
 
 
+@pytest.mark.parametrize("name", ["ClassToken", "ClassTokenTile", "ClassTokenRepeat"])
+@pytest.mark.parametrize("batch_size", [4, 8])
+def test_a_batch_of_as_many_samples_as_channels(name, batch_size):
+    """On TensorFlow `ops.add` takes one for the other."""
+    model = model_of(getattr(published, name)(name="layer"))
+    halved(model, batch_size=batch_size)
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
 def test_weights_under_a_policy(policy):
     keras.config.set_dtype_policy(policy)
