@@ -231,7 +231,12 @@ class _Expander(Rebuilder):
             return None
         if self._is_asked(op):
             return composite_call(type(op)) or own_call
-        return own_call if self._traces and is_traced(op) else None
+        if not self._traces or not is_traced(op):
+            return None
+        reason = why_not_held(op)
+        if reason is not None:
+            keep_whole(op, reason)
+        return own_call if reason is None else None
 
     def _is_asked(self, op) -> bool:
         """Whether the class of a layer is declared, or named in the call."""
@@ -293,8 +298,7 @@ class _Expander(Rebuilder):
     def _found(self, old, new, args, kwargs) -> tuple[Trial | None, str | None]:
         """A trial of a call of a layer, and why it does not stand for it, if so."""
         trial = None
-        expanded = [x for x in (old, *parts_of(old)) if self._function(x) is own_call]
-        reason = next(filter(None, map(why_not_held, expanded)), None)
+        reason = why_not_held(old) if self._function(old) is own_call else None
         given = [x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x)]
         if reason is None and any(mask_of(x) is not None for x in given):
             reason = "Keras hands it a mask, which its parts alone do not hand on"
@@ -313,6 +317,9 @@ class _Expander(Rebuilder):
     def _ways(self, old) -> Iterator[Callable]:
         """Functions from a layer to how to do what it does, the best of them first."""
         yield self._function
+        if any(self._function(part) and not own_parts(part) for part in parts_of(old)):
+            # A part whose code cannot be traced is called as it is.
+            yield lambda part: self._function(part) if own_parts(part) else None
         if any(in_other_words(part) is not None for part in parts_of(old)):
             yield lambda part: self._function(part, hidden=False)
 

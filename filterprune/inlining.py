@@ -239,27 +239,29 @@ class Trial:
         return layer
 
     def _products(self) -> Iterator[tuple[int, tuple]]:
-        """Products with a weight that nothing else reads, as `play` takes them."""
+        """Products with weights that are read in no other way, as `play` takes them."""
         readers: dict[int, list[Node]] = {}
         for node in self.nodes:
             for tensor in node.inputs:
                 readers.setdefault(id(tensor), []).append(node)
         outer = {id(tensor) for tensor in self.model.outputs}
+        weights: dict[int, list] = {}  # by the number of the weight
         for node in self.nodes:
             number = self.number_held(node.op)
-            if number is None:
+            if number is not None:
+                (squeeze,) = readers[id(node.outputs[0])]
+                weights.setdefault(number, []).append(squeeze.outputs[0])
+        for number, tensors in weights.items():
+            reads = [(node, x) for x in tensors for node in readers.get(id(x), ())]
+            found = [layer_instead(node, weight) for node, weight in reads]
+            if not outer.isdisjoint(map(id, tensors)) or None in found:
                 continue
-            (squeeze,) = readers[id(node.outputs[0])]
-            (weight,) = squeeze.outputs
-            read = readers.get(id(weight), [])
-            calls = [one for one in self.nodes if one.op is node.op]
-            if len(calls) > 1 or len(read) != 1 or id(weight) in outer:
+            if any(holder != found[0] for holder in found):
                 continue
-            holder = layer_instead(read[0], weight)
-            if holder is not None:
-                layer = self._let_hold(number, holder, self._holders[number][2])
-                (x,) = [one for one in read[0].inputs if one is not weight]
-                yield id(read[0].outputs[0]), (layer, x)
+            layer = self._let_hold(number, found[0], self._holders[number][2])
+            for node, weight in reads:
+                (x,) = [one for one in node.inputs if one is not weight]
+                yield id(node.outputs[0]), (layer, x)
 
     def number_held(self, layer) -> int | None:
         """The number of the weight that a layer was made to hold, or None."""

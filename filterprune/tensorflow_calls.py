@@ -270,6 +270,14 @@ def _mean(x, axis, keepdims):
     return ops.mean(x, axis, keepdims)
 
 
+def _moments(x, axes, *, keepdims):
+    mean = ops.mean(x, axes, keepdims=True)
+    variance = ops.mean(ops.square(ops.subtract(x, mean)), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = ops.squeeze(mean, axes), ops.squeeze(variance, axes)
+    return mean, variance
+
+
 def _norm(x, ord, axis, keepdims):
     if ord not in ("euclidean", 2) or (ord == 2 and np.ndim(axis)):
         raise NotImplementedError(f"it calls `tf.norm(ord={ord!r})`")
@@ -437,7 +445,7 @@ _OF_TENSORS: dict[str, Callable] = {
     "argmax": _first(ops.argmax),
     "argmin": _first(ops.argmin),
     "norm": _norm,
-    "nn.moments": lambda x, axes, *, keepdims: ops.moments(x, axes, bool(keepdims)),
+    "nn.moments": _moments,
     "math.cumsum": lambda x, axis: ops.cumsum(x, axis),
     "math.cumprod": lambda x, axis: ops.cumprod(x, axis),
     # Moves.

@@ -115,9 +115,7 @@ EXPERT = {
 }
 
 GAPS = {
-    "CBAMWeights": "a product by hand with a matrix that is used twice",
     "GroupNorm": "no rule for moments over groups of channels",
-    "ConvNeXtBlock": "a part with a seed generator keeps the whole block",
     "SeparableWeights": "no rule for ops.separable_conv",
     "EqualisedConv": "a computed kernel keeps what it reads",
     "EqualisedConvTF": "a computed kernel keeps what it reads",
@@ -126,9 +124,7 @@ GAPS = {
     "CoordConvTF": "maps that are repeated for a batch of unknown size",
     "Mixer": "a functional mixer ties all channels too",
     "MaxoutWeights": "of two axes of an EinsumDense one is pruned",
-    "LayerNormTF": "no rule for moments over channels",
     "NormedTokens": "a mean over channels behind a token ties them all",
-    "PreNormBlockTF": "no rule for moments over channels",
 }
 if keras.backend.backend() != "tensorflow":
     GAPS["CoordinateAttention"] = "keras.activations.hard_swish wants real tensors"
@@ -482,7 +478,7 @@ PRODUCT = "multiplies tensors along several axes"
 # Why the channels that a layer reads stay; None if half of them go.
 LIMITS = {
     Tied: PRODUCT,
-    TiedProducts: PRODUCT,
+    TiedProducts: None,
     HandsToObject: None,
     HandsToClosure: None,
     Collections: None,
