@@ -506,9 +506,9 @@ LIMITS = {
 }
 
 
-def model_of(call, batch=None):
+def model_of(call, batch=None, length=6):
     """What a call makes of a sequence, read by dense layers."""
-    inputs = keras.Input(batch_shape=(batch, 6, 5))
+    inputs = keras.Input(batch_shape=(batch, length, 5))
     made = call(layers.Dense(8, name="before")(inputs))
     pooled = [
         layers.GlobalAveragePooling1D()(layers.Dense(6)(x))
@@ -568,7 +568,18 @@ def test_a_batch_of_fixed_size(name):
     halved(model_of(getattr(published, name)(), batch=3))
 
 
-@pytest.mark.parametrize("name", ["ClassToken", "ClassTokenTile", "ClassTokenRepeat"])
+OPEN = pytest.mark.xfail(strict=True, reason="samples and places both unknown")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SplitHeadsWeights", "ClassToken", pytest.param("SplitHeads", marks=OPEN)],
+)
+def test_a_sequence_of_any_length(name):
+    halved(model_of(getattr(published, name)(name="layer"), length=None))
+
+
+@pytest.mark.parametrize("name", ["ClassToken", "ClassTokenTile"])
 @pytest.mark.parametrize("batch_size", [4, 8])
 def test_a_batch_of_as_many_samples_as_channels(name, batch_size):
     """On TensorFlow `ops.add` takes one for the other."""
