@@ -20,6 +20,7 @@ from filterprune.channels.trace import (
     is_graph,
     is_layer,
     is_of_keras,
+    is_optional,
     mask_of,
     own_parts,
     parts_of,
@@ -302,6 +303,8 @@ class _Expander(Rebuilder):
         given = [x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x)]
         if reason is None and any(mask_of(x) is not None for x in given):
             reason = "Keras hands it a mask, which its parts alone do not hand on"
+        if reason is None and any(map(is_optional, given)):
+            reason = "it reads an optional input, for which there may be none"
         for function_of in () if reason else self._ways(old):
             try:
                 trial, reason = self._trial(function_of, old, new, args, kwargs)

@@ -182,7 +182,7 @@ class TestBranchesGatedDifferently:
             [
                 keras.Input((6, 6, 3)),
                 layers.Conv2D(4, 3, activation="sigmoid", name="a"),
-                layers.Lambda(lambda x: x * 2, name="opaque"),
+                layers.Lambda(lambda x: ops.flip(x, -1), name="opaque"),
                 layers.Conv2D(2, 3),
             ]
         )

@@ -211,8 +211,15 @@ class Parent(layers.Layer):
 
 @keras.saving.register_keras_serializable("test_loading")
 class Child(layers.Layer):
-    def call(self, x):
-        return x * self.gain
+    """It draws numbers, and cannot be traced."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, x, training=None):
+        noise = keras.random.normal(ops.shape(x), seed=self.seed) if training else 0.0
+        return x * self.gain + noise
 
 
 class Unknown(layers.Layer):

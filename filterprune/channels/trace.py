@@ -226,7 +226,7 @@ def inputs_like(graph: Graph, shape: Callable = lambda tensor: tensor.shape) -> 
             dtype=tensor.dtype,
             name=name,
             sparse=tensor.sparse,
-            optional=getattr(tensor._keras_history.operation, "optional", False),
+            optional=is_optional(tensor),
             **({"ragged": True} if getattr(tensor, "ragged", False) else {}),
         )
         for tensor, name in zip(graph.inputs, graph.input_names, strict=True)
@@ -329,6 +329,11 @@ def forgotten_config(layer) -> dict[str, Any]:
 def is_autocast(variable) -> bool:
     """Whether a layer sees a variable in the dtype that it computes in."""
     return variable._autocast
+
+
+def is_optional(tensor) -> bool:
+    """Whether a symbolic tensor is an input for which `None` may be given."""
+    return bool(getattr(operation_of(tensor), "optional", False))
 
 
 def operation_of(tensor):
