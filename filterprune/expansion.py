@@ -1,5 +1,6 @@
 """Composite layers taken apart: what they call takes their place in the model."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -290,7 +291,12 @@ class _Expander(Rebuilder):
         self.has_expanded = True
         if not self._is_asked(old):
             self.traced.append(old)
-        outputs = trial.play(args, given, twin, self.free_name)
+        prefix = "" if old is self._outermost else f"{old.name}_"
+
+        def name_for(name):
+            return self.free_name(prefix + re.sub(r"_\d+$", "", name))
+
+        outputs = trial.play(args, given, twin, name_for)
         for node in trial.nodes:
             called = twin(node.op) if is_layer(node.op) else node.op
             super().note_loading(node, called, old)

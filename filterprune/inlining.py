@@ -254,11 +254,11 @@ class Trial:
         for number, tensors in weights.items():
             reads = [(node, x) for x in tensors for node in readers.get(id(x), ())]
             found = [layer_instead(node, weight) for node, weight in reads]
-            if not outer.isdisjoint(map(id, tensors)) or None in found:
+            holder = found[0] if found else None
+            read_else = not outer.isdisjoint(map(id, tensors))
+            if read_else or holder is None or any(one != holder for one in found):
                 continue
-            if any(holder != found[0] for holder in found):
-                continue
-            layer = self._let_hold(number, found[0], self._holders[number][2])
+            layer = self._let_hold(number, holder, self._holders[number][2])
             for node, weight in reads:
                 (x,) = [one for one in node.inputs if one is not weight]
                 yield id(node.outputs[0]), (layer, x)

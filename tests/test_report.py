@@ -113,10 +113,10 @@ def test_outputs_are_named_each():
 def test_an_unknown_layer_is_a_barrier_and_named():
     report = filterprune.analyze(with_mystery())
     (barrier,) = report.barriers
-    assert "`mystery` (Mystery)" in barrier
-    assert "no rule" in barrier
+    assert "`mystery_cumsum` (Cumsum)" in barrier
+    assert "in order" in barrier
     groups = by_layer(report)
-    assert "read by `mystery` (Mystery)" in groups["before"].reason
+    assert "read by `mystery_cumsum` (Cumsum)" in groups["before"].reason
     assert groups["after"].prunable
     assert not groups["head"].prunable
 
@@ -208,7 +208,7 @@ class TestPrinted:
     def test_barriers_are_there(self):
         text = str(filterprune.analyze(with_mystery()))
         assert "Not understood" in text
-        assert "`mystery` (Mystery): no rule" in text
+        assert "`mystery_cumsum` (Cumsum): it goes through" in text
 
     @pytest.mark.parametrize("width", [60, 80, 100, 140])
     def test_no_line_is_too_long_and_no_figure_is_lost(self, width):
