@@ -113,6 +113,7 @@ CASES = {
     "GroupNormalization, each": last(layers.GroupNormalization(8)),
     "GroupNormalization, first": first(layers.GroupNormalization(8, axis=1), 8),
     "LayerNormalization": last(layers.LayerNormalization([1, 2, 3])),
+    "UnitNormalization of each": last(layers.UnitNormalization([1, 2])),
     "Reshape": last(layers.Reshape((36, 8)), layers.Reshape((6, -1, 8))),
     "Softmax": last(layers.Softmax([1, 2])),
     "Softmax, first": first(layers.Softmax(1)),

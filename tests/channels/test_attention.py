@@ -81,6 +81,13 @@ def rotated(x, count):
     return rotate(query), rotate(key), value
 
 
+def normalised(x, count):
+    """With norms of each query and key."""
+    query, key, value = separate(x, count)
+    query = layers.LayerNormalization(center=False)(layers.RMSNormalization()(query))
+    return query, layers.UnitNormalization()(key), value
+
+
 def shifted(x, count):
     """With a factor and a bias for each dimension, the same for all heads."""
     query, key, value = separate(x, count)
@@ -113,7 +120,7 @@ def kinds(report):
 
 
 @pytest.mark.parametrize(
-    "project", [separate, fused, unstacked, split, rotated, shifted]
+    "project", [separate, fused, unstacked, split, rotated, shifted, normalised]
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_heads_written_by_hand_are_found_and_pruned(project, dtype):

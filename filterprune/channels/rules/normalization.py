@@ -67,19 +67,36 @@ def _channel_axis(layer, x):
     return axis, " ".join("in" if a == axis else "_" for a in sorted(axes))
 
 
+def _heads(layer, x) -> int | None:
+    """An axis of channels, or heads, that are normalised each by itself.
+
+    Those go whole, with all that they have along the axes that are normalised.
+    """
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    axes = [axis % x.ndim for axis in axes]
+    left = [axis for axis in varied_axes(x) if axis not in axes]
+    return left[-1] if left else None
+
+
 @rule(layers.LayerNormalization)
 def layer_normalization(layer, x):
     if layer.rms_scaling:
         return barrier("`rms_scaling=True` is not supported")
-    axis, spec = _channel_axis(layer, x)
     _check_axes(layer, x, _centred)
+    heads = _heads(layer, x)
+    if heads is not None and layer.beta is None:  # of which no gate makes zeros
+        return same(x, axis=heads, even=True, keeps_zero=True)
+    axis, spec = _channel_axis(layer, x)
     return normalise(x, axis=axis, gates=("gamma", "beta"), gamma=spec, beta=spec)
 
 
 @rule(layers.RMSNormalization)
 def rms_normalization(layer, x):
-    axis, spec = _channel_axis(layer, x)
     _check_axes(layer, x, _scaled)
+    heads = _heads(layer, x)
+    if heads is not None:
+        return same(x, axis=heads, even=True, keeps_zero=True)
+    axis, spec = _channel_axis(layer, x)
     return normalise(x, axis=axis, gates=("scale",), scale=spec)
 
 
@@ -125,6 +142,9 @@ def _runs_along(function, axes: tuple[int, ...], ndim: int) -> bool:
 
 @rule(layers.UnitNormalization)
 def unit_normalization(layer, x):
+    heads = _heads(layer, x)
+    if heads is not None:
+        return same(x, axis=heads, even=True, keeps_zero=True)
     axis, _ = _channel_axis(layer, x)
     return normalise(x, axis=axis)
 
