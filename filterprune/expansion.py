@@ -45,14 +45,15 @@ from filterprune.verification import is_same
 
 
 def expand(model, layers=()):
-    """Take composite layers apart: put what they call in their place.
+    """Take layers of your own apart: put what they call in their place.
 
-    A layer that holds others, such as a transformer block, is a closed box to the
-    analysis. Expanded, the layers in it become layers of the model, named after
-    both: `block/dense` is then `block_dense`. The result computes the same, has the
-    same weights, and can be wrapped as if the layers had been written with the
-    functional API. `filterprune.wrap_model` expands layers too. It keeps a layer whole
-    if the expansion is not proved; `filterprune.analyze` says why.
+    A layer with code of its own, such as a transformer block, is a closed box to the
+    analysis. Expanded, the layers, weights and operations in it become layers and
+    operations of the model, named after both: `block/dense` is then `block_dense`. The
+    result computes the same, has the same weights, and can be wrapped as if it had been
+    written with the functional API. `filterprune.wrap_model` expands layers too. It
+    keeps a layer whole if the expansion is not proved, or the layer works on each
+    channel alone; `filterprune.analyze` says why.
 
     Args:
         model: a built functional or sequential Keras model. It is not touched.
@@ -66,9 +67,9 @@ def expand(model, layers=()):
     Raises:
         TypeError: if `model` is no Keras model or `layers` are no classes.
         ValueError: if `model` is subclassed or not built, or a layer of `layers`
-            has weights of its own, calls other parts in training, is handed a mask
-            by Keras (give masks as arguments), or cannot be called with symbolic
-            tensors.
+            has variables that are no weights, calls other parts in training, is handed
+            a mask by Keras (give masks as arguments), or cannot be called with
+            symbolic tensors.
 
     Example:
 

@@ -141,7 +141,7 @@ def analyze(model) -> Report:
     """Find out what of a model can be pruned, what cannot, and what it costs.
 
     Args:
-        model: a built functional or sequential Keras model. If it has gates,
+        model: a built Keras model; of a subclassed one `call` is traced. If it has gates,
             "after" means compacted with the gates as they are; if it has none,
             the report says what `filterprune.wrap_model` would make prunable.
 
@@ -150,7 +150,7 @@ def analyze(model) -> Report:
 
     Raises:
         TypeError: if `model` is no Keras model.
-        ValueError: if `model` is subclassed or not built.
+        ValueError: if `model` is not built, or subclassed and cannot be traced.
 
     Example:
 

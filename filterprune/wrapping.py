@@ -127,7 +127,8 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     model output, nor on layers before them that need none.
 
     Args:
-        model: a built functional or sequential Keras model.
+        model: a built Keras model. Of a subclassed one `call` is traced, and the masked
+            model is functional.
         exclude: what to leave as it is: a layer name, a layer type, a
             predicate `fn(layer) -> bool`, or an iterable of those. The name of
             a nested model excludes all that is in it; a layer in it is named
@@ -144,7 +145,7 @@ def wrap_model(model, exclude: Any = (), verify: Any = True):
     Raises:
         TypeError: if `model` is no Keras model, or an entry of `exclude` is
             neither a name, a type nor a predicate.
-        ValueError: if `model` is subclassed, not built or masked already, or
+        ValueError: if `model` is not built, cannot be traced or is masked already, or
             if an entry of `exclude` matches no layer, or if `verify` are no
             inputs of it.
         filterprune.VerificationError: if the outputs of both models differ; it

@@ -120,13 +120,13 @@ def unknown_rule() -> Callable:
 
 
 def composite(cls: type, call: Callable | None = None) -> type:
-    """Insist that layers of a class are made of others, and nothing else.
+    """Insist that layers of a class are taken apart.
 
     `filterprune.wrap_model` and `filterprune.analyze` take any such layer apart: what
     it calls takes its place in the model, named after it, as if it had been written
-    with the functional API (see `filterprune.expand`). It must have no weights of its
-    own and call its parts on symbolic tensors as it does on others. Where one of a
-    declared class cannot be taken apart, a warning says why.
+    with the functional API (see `filterprune.expand`). It must call its parts on
+    symbolic tensors as it does on others. Where one of a declared class cannot be taken
+    apart, a warning says why.
 
     Args:
         cls: the layer class. Subclasses are not meant.

@@ -175,8 +175,9 @@ def check_model(model, what: str = "model") -> None:
     raise ValueError(
         f"Expected `{what}` to be a Functional or Sequential model. Received: "
         f"the subclassed model '{model.name}' (of type {type(model).__name__}), "
-        "whose calls Keras does not record. Build it with the functional API: "
-        "`x = keras.Input(shape); keras.Model(x, model.call(x))`."
+        "whose calls Keras does not record. `filterprune.wrap_model` traces them, and "
+        "so does the functional API: `x = keras.Input(shape); keras.Model(x, "
+        "model.call(x))`."
     )
 
 
