@@ -141,7 +141,7 @@ def analyze(model) -> Report:
     """Find out what of a model can be pruned, what cannot, and what it costs.
 
     Args:
-        model: a built Keras model; of a subclassed one `call` is traced. If it has gates,
+        model: a built Keras model, of which a subclassed one is traced. If it has gates,
             "after" means compacted with the gates as they are; if it has none,
             the report says what `filterprune.wrap_model` would make prunable.
 
