@@ -349,7 +349,7 @@ class _Expander(Rebuilder):
         key = (alike, how, *map(function_of, parts_of(old)))
         if key in self._trials:
             return self._trials[key]
-        trial = Trial(copy_object(new), function_of, args, kwargs)
+        trial = Trial(new, function_of, args, kwargs)
         found = trial, trial.why_not(old, function_of, args, kwargs)
         single = not (own_parts(old) or is_of_keras(type(old)))
         if single and found[1] is None and trial.keeps_channels(args, kwargs):

@@ -19,6 +19,7 @@ from filterprune.channels.registry import own_call
 from filterprune.channels.trace import (
     Node,
     call_signature,
+    copy_object,
     copy_operation,
     is_autocast,
     is_layer,
@@ -166,7 +167,7 @@ class Trial:
     """A functional model of one call of a copy of a composite layer.
 
     Args:
-        copy: the copy.
+        layer: the layer.
         function_of: see `inline`.
         args, kwargs: the call's arguments, symbolic tensors among them.
         training: see `inline`.
@@ -175,10 +176,11 @@ class Trial:
         Exception: whatever the layer raises for symbolic tensors.
     """
 
-    def __init__(self, copy, function_of, args, kwargs, training=None):
+    def __init__(self, layer, function_of, args, kwargs, training=None):
+        self.layer = layer
         self.function_of = function_of
         self.training = training
-        self.copy = copy
+        self.copy = copy_object(layer)
         self._numbers = {id(w): number for number, w in enumerate(self.copy.weights)}
         # By the number of the weight: the layer that holds it, how to make that, and
         # the dtype policy.
@@ -355,7 +357,7 @@ class Trial:
             return "it adds a loss"
         if any(mask_of(y) is not None for y in self.model.outputs):
             return "it makes a mask that its parts alone do not hand on"
-        trained = Trial(self.copy, function_of, args, kwargs, training=True)
+        trained = Trial(self.layer, function_of, args, kwargs, training=True)
         if trained._sequence() != self._sequence():
             return "it calls other parts in training"
         for number, pair in enumerate(zip(self.nodes, trained.nodes, strict=True)):
