@@ -95,8 +95,13 @@ class _Part:
 @contextlib.contextmanager
 def _opened(layer, trial) -> Iterator[None]:
     """Within it a layer's parts and weights are what the trial makes of them."""
-    stand_ins: dict[int, Any] = {id(p): _Part(p, trial) for p in own_parts(layer)}
-    if trial.function_of(layer) is own_call:
+    own = trial.function_of(layer) is own_call  # a function knows what it handles
+    stand_ins: dict[int, Any] = {
+        id(part): _Part(part, trial)
+        for part in own_parts(layer)
+        if own or trial.function_of(part) is not None
+    }
+    if own:
         for weight in own_variables(layer):
             stand_ins[id(weight)] = trial.hold(layer, weight)
 

@@ -141,9 +141,9 @@ def analyze(model) -> Report:
     """Find out what of a model can be pruned, what cannot, and what it costs.
 
     Args:
-        model: a built Keras model, of which a subclassed one is traced. If it has gates,
-            "after" means compacted with the gates as they are; if it has none,
-            the report says what `filterprune.wrap_model` would make prunable.
+        model: a built Keras model; a subclassed one is traced. If it has gates, "after"
+            means compacted with the gates as they are; if it has none, the report says
+            what `filterprune.wrap_model` would make prunable.
 
     Returns:
         A `Report`.
