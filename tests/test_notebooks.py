@@ -110,7 +110,8 @@ def check_deployment(notebook):
 
 def check_custom(notebook):
     *_, before, after, scores, compact, wrong = map(printed, code_cells(notebook))
-    assert "`pointwise` (Pointwise): no rule is known" in before
+    assert "`pointwise_matmul` (Matmul) multiplies" in before
+    assert "pointwise_kernel (+1) prunable" in before
     assert "attend_dense prunable" in before
     assert after.count("prunable") == 4
     assert min(figures(r"([\d.]+)%", scores)) > 60

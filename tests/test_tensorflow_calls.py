@@ -68,6 +68,7 @@ CASES = {
         "tf.cast(x * 3, 'int32')",
         "tf.cast(x, x.dtype)",
         "tf.identity(x) + 1.0",
+        "tf.convert_to_tensor(x) * 2.0",
         "tf.stop_gradient(x)",
         "tf.ensure_shape(x, [None, 8]) * 2.0",
         "tf.zeros_like(x)",

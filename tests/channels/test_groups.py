@@ -77,7 +77,8 @@ def test_a_squeezed_channel_does_not_let_the_others_pay_for_it():
     x = keras.Input((6, 8))
     y = layers.Dense(32, name="width")(x)
     heads = layers.Reshape((6, 4, 8))(layers.Dense(32, name="heads")(y))
-    heads = heads * np.linspace(0.5, 2, 8, dtype="float32")
+    squares = ops.sum(heads * heads, axis=1, keepdims=True)  # over positions
+    heads = heads / ops.sqrt(1.0 + squares)
     scores = ops.softmax(ops.einsum("bnhd,bmhd->bhnm", heads, heads))
     values = layers.Reshape((6, 4, 8))(layers.Dense(32, name="values")(y))
     out = layers.Reshape((6, 32))(ops.einsum("bhnm,bmhd->bnhd", scores, values))

@@ -71,10 +71,10 @@ def test_nodes_are_the_graph(name):
 
 
 class Rolled(keras.layers.Layer):
-    """Couples all channels, and nobody has told filterprune how."""
+    """Couples all channels, in training in another way, so that no trace tells how."""
 
-    def call(self, x):
-        return keras.ops.cumsum(x, axis=-1) + keras.ops.flip(x, axis=-1)
+    def call(self, x, training=None):
+        return keras.ops.cumsum(x if training else keras.ops.flip(x, -1), axis=-1)
 
     def compute_output_shape(self, input_shape):
         return input_shape
