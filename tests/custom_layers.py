@@ -298,6 +298,12 @@ class Program(layers.Layer):
     def table(self, x):
         return x + self.own("table", *x.shape[1:])
 
+    def token(self, x):
+        """A row in front, the same for every sample."""
+        shape = (1, x.shape[2], x.shape[3])
+        row = ops.broadcast_to(self.own("row", 1, *shape), (ops.shape(x)[0], *shape))
+        return ops.concatenate([row, x], axis=1)
+
     def gain(self, x):
         return x * self.own("gain")
 

@@ -358,7 +358,7 @@ class GraphBuilder:
         """A layer of random steps."""
         steps = [self.pick(custom_layers.Program.names()) for _ in range(3)]
         if None in x.shape[1:]:
-            steps = [step for step in steps if step != "table"]
+            steps = [step for step in steps if step not in ("table", "token")]
         of_tensorflow = keras.backend.backend() == "tensorflow" and self.chance()
         return custom_layers.Program(steps, of_tensorflow)(x)
 
