@@ -328,7 +328,7 @@ class _Expander(Rebuilder):
         """Functions from a layer to how to do what it does, the best of them first."""
         yield self._function
         if any(self._function(part) and not own_parts(part) for part in parts_of(old)):
-            # A part whose code cannot be traced is called as it is.
+            # If the code of a part cannot be traced, call the part as a layer.
             yield lambda part: self._function(part) if own_parts(part) else None
         if any(in_other_words(part) is not None for part in parts_of(old)):
             yield lambda part: self._function(part, hidden=False)

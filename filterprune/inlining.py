@@ -337,9 +337,9 @@ class Trial:
         )
 
     def keeps_channels(self, args, kwargs) -> bool:
-        """Whether the layer can be made again with fewer channels, each as it is.
+        """Whether a copy of the layer with fewer channels computes the same for each.
 
-        That follows from what it computes, and a probe of the layer finds the same.
+        Both the trace and a probe of the layer must say so.
         """
         first = keras.config.image_data_format() == "channels_first"
         axis = 1 if first else -1

@@ -39,8 +39,9 @@ def as_functional(model, tell: bool = True):
         return model
     inputs = _inputs_of(model)
     whole = _traced(model, inputs)
-    ids = iter(reads_ids(trace(whole)))
-    if not has_graph(model) and any(reads_ids(trace(whole))):  # Keras notes no dtypes
+    reads = reads_ids(trace(whole))
+    if any(reads) and not has_graph(model):  # Keras notes shapes, but no dtypes
+        ids = iter(reads)
         inputs = keras.tree.map_structure(
             lambda x: keras.Input(
                 x.shape[1:], name=x.name, dtype="int32" if next(ids) else x.dtype

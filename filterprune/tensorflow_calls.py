@@ -169,8 +169,8 @@ def _take_calls(tf, api, name: str, of_tensors, of_sizes) -> None:
 def _call(name: str, ours: Callable, given: inspect.BoundArguments):
     """Call a counterpart.
 
-    It is given as many arguments as it takes, in TensorFlow's order, and those that
-    it takes by keyword alone by TensorFlow's names. The rest must be the defaults.
+    Positional parameters of the counterpart get TensorFlow's arguments in order, and
+    keyword-only ones get those of the same name. All others must have their defaults.
     """
     given.apply_defaults()
     parameters = inspect.signature(ours).parameters.values()

@@ -15,7 +15,7 @@ from filterprune.channels import probing, registry
 
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch):
-    """All that is known of these layers is what comes out of them."""
+    """Tracing is off: these tests are about the probe."""
     monkeypatch.setattr(expansion, "is_traced", lambda layer: False)
 
 
