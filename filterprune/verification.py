@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from filterprune.channels.groups import Analysis
+from filterprune.channels.registry import is_single_precision
 from filterprune.channels.survivors import Survivors
 from filterprune.channels.trace import (
     Graph,
@@ -697,6 +698,8 @@ def tolerance_of(model, output=None) -> float:
 def _coarsest(model, output) -> str:
     """The least exact dtype that the model computes in."""
     found = {layer.compute_dtype for layer in model.layers}
+    if any(is_single_precision(node.op) for node in _all_nodes(trace(model))):
+        found.add("float32")
     return _least_exact({*found, keras.backend.standardize_dtype(output.dtype)})
 
 

@@ -155,6 +155,7 @@ def difference(masked, small, batch_size=3, size=None, seed=3, noise=None):
     leaves_open = any(None in tensor.shape[1:] for tensor in masked.inputs)
     sizes = SIZES[: 1 + leaves_open] if size is None else ((size, size),)
     found = []
+    step = np.finfo(np.float64 if is_double(masked) else np.float32).eps
     for number, size in enumerate(sizes):
         try:
             inputs, outputs = _run(masked, batch_size, size, seed)
@@ -163,7 +164,7 @@ def difference(masked, small, batch_size=3, size=None, seed=3, noise=None):
                 raise
             continue
         if noise is not None:
-            inputs = _with_noise(inputs, noise)
+            inputs = _with_noise(inputs, step, noise)
         found.append(_difference(outputs, small, inputs))
     return max(found)
 
@@ -177,11 +178,18 @@ def _run(masked, batch_size, size, seed):
         return inputs, masked(inputs, training=False)
 
 
-def _with_noise(inputs, seed):
-    """Inputs that are changed in the last bit, as far as the backend has float64."""
+def is_double(model):
+    """Whether all of a model is computed in float64."""
+    if keras.config.floatx() != "float64" or DOUBLE > 1e-6:
+        return False
+    # TensorFlow resizes images of any dtype in float32.
+    resize = ("Resize", "Resizing", "UpSampling2D", "CenterCrop", "AffineTransform")
+    return not any(type(op).__name__ in resize for op in model.operations)
+
+
+def _with_noise(inputs, step, seed):
+    """Inputs that are changed in the last bit."""
     rng = np.random.default_rng(seed)
-    double = keras.config.floatx() == "float64" and DOUBLE < 1e-6
-    step = np.finfo("float64" if double else "float32").eps
 
     def change(tensor):
         if "float" not in keras.backend.standardize_dtype(tensor.dtype):

@@ -35,6 +35,22 @@ def test_an_error_in_a_channel_of_small_numbers_is_seen():
     assert compare(model, changed(model, lambda other: None)).difference == 0
 
 
+@pytest.mark.parametrize("resized", [False, True])
+def test_images_are_resized_in_single_precision(resized):
+    keras.config.set_floatx("float64")
+    x = keras.Input((8, 8, 3))
+    y = layers.Conv2D(4, 3, name="conv")(x)
+    y = layers.Resizing(5, 7)(y) if resized else y
+    model = randomise(keras.Model(x, layers.Dense(2)(y)))
+
+    def move(other):
+        kernel = other.get_layer("conv").kernel
+        kernel.assign(kernel * (1 + 1e-7))
+
+    single = resized or keras.backend.backend() != "tensorflow"
+    assert compare(model, changed(model, move)).same == single
+
+
 def test_what_cancels_out_is_rounding():
     """Two large numbers, in another order of summation: their difference is noise."""
 

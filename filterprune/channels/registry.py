@@ -23,6 +23,7 @@ _BARRIERS: dict[type, str] = {}
 _OPERATION_BARRIERS: dict[str, str] = {}
 _UNKNOWN: list[Callable] = []
 _CODE: set[type] = set()
+_SINGLE: set[str] = set()
 _MODEL_CALLERS: dict[type, int] = {}
 
 
@@ -85,6 +86,16 @@ def known_barrier(reason: str, *classes: type) -> None:
 def operation_barrier(reason: str, *names: str) -> None:
     """State why operations of `keras.ops` are barriers, by class name."""
     _OPERATION_BARRIERS.update(dict.fromkeys(names, reason))
+
+
+def single_precision(*names: str) -> None:
+    """State that layers and operations compute float64 in float32, by class name."""
+    _SINGLE.update(names)
+
+
+def is_single_precision(op) -> bool:
+    """Whether a layer or operation computes float64 in float32."""
+    return type(op).__name__ in _SINGLE
 
 
 def holds_code(*classes: type) -> None:

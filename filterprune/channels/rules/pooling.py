@@ -6,8 +6,11 @@ from keras import layers
 from filterprune.channels.calls import current
 from filterprune.channels.labels import fit
 from filterprune.channels.moves import varied_axes, where_equal
-from filterprune.channels.registry import operation, rule
+from filterprune.channels.registry import operation, rule, single_precision
 from filterprune.channels.verbs import along, barrier, channel_axis, same, take
+
+# On TensorFlow, as of 2.21.
+single_precision("AffineTransform", "CenterCrop", "Resize", "Resizing", "UpSampling2D")
 
 
 @rule(
