@@ -350,10 +350,11 @@ class _Expander(Rebuilder):
         if key in self._trials:
             return self._trials[key]
         trial = Trial(new, function_of, args, kwargs)
-        found = trial, trial.why_not(old, function_of, args, kwargs)
         single = not (own_parts(old) or is_of_keras(type(old)))
-        if single and found[1] is None and trial.keeps_channels(args, kwargs):
+        if single and trial.keeps_channels(args, kwargs):
             found = trial, ""  # the layer itself can be made smaller
+        else:
+            found = trial, trial.why_not(old, function_of, args, kwargs)
         own_parts_only = {id(part) for part in parts_of(trial.copy)}.issuperset(
             id(node.op)
             for node in trial.nodes
