@@ -32,7 +32,7 @@ from filterprune.channels.trace import (
     trace,
 )
 from filterprune.inputs import generate_inputs
-from filterprune.products import Holder, holder_of, layer_instead
+from filterprune.products import Holder, holder_of, layer_instead, linear_in
 from filterprune.running import seeds_of, undisturbed
 from filterprune.tensorflow_calls import tensorflow_as_keras
 from filterprune.verification import relative_difference, tolerance_of
@@ -245,35 +245,57 @@ class Trial:
         self._holders[number] = layer, holder, policy
         return layer
 
-    def _products(self) -> Iterator[tuple[int, tuple]]:
+    def _products(self) -> Iterator[tuple[int, "_Product"]]:
         """Products with weights that are read in no other way, as `play` takes them."""
         readers: dict[int, list[Node]] = {}
+        makers = {id(y): node for node in self.nodes for y in node.outputs}
+        weights: dict[int, int] = {}  # from the id of a tensor to the weight's number
         for node in self.nodes:
             for tensor in node.inputs:
                 readers.setdefault(id(tensor), []).append(node)
-        outer = {id(tensor) for tensor in self.model.outputs}
-        weights: dict[int, list] = {}  # by the number of the weight
         for node in self.nodes:
             number = self.number_held(node.op)
             if number is not None:
                 (squeeze,) = readers[id(node.outputs[0])]
-                weights.setdefault(number, []).append(squeeze.outputs[0])
-        for number, tensors in weights.items():
-            reads = [(node, x) for x in tensors for node in readers.get(id(x), ())]
-            found = [layer_instead(node, weight) for node, weight in reads]
-            holder = found[0] if found else None
-            read_else = not outer.isdisjoint(map(id, tensors))
-            if read_else or holder is None or any(one != holder for one in found):
-                continue
-            layer = self._let_hold(number, holder, self._holders[number][2])
-            for node, weight in reads:
-                (x,) = [one for one in node.inputs if one is not weight]
-                yield id(node.outputs[0]), (layer, x)
+                weights[id(squeeze.outputs[0])] = number
+        found = {}
+        for node in self.nodes:
+            for tensor in node.inputs:
+                steps = linear_in(tensor, {*weights}, makers)
+                holder = steps is not None and layer_instead(node, tensor)
+                if holder:
+                    (x,) = [one for one in node.inputs if one is not tensor]
+                    found[id(node)] = _Product(node, x, tensor, holder, steps, weights)
+        outer = {id(tensor) for tensor in self.model.outputs}
+        while True:
+            known = {*found}.union(id(s) for one in found.values() for s in one.steps)
+            holders: dict[int, list[Holder]] = {}
+            for one in found.values():
+                for number in one.numbers:
+                    holders.setdefault(number, []).append(one.holder)
+            left = {
+                key: one
+                for key, one in found.items()
+                if outer.isdisjoint(one.read)
+                and known.issuperset(id(r) for t in one.read for r in readers[t])
+                and all(a == one.holder for n in one.numbers for a in holders[n])
+            }
+            if len(left) == len(found):
+                break
+            found = left
+        for number, (holder, *_) in holders.items():
+            self._let_hold(number, holder, self._holders[number][2])
+        for one in found.values():
+            yield id(one.node.outputs[0]), one
 
     def number_held(self, layer) -> int | None:
         """The number of the weight that a layer was made to hold, or None."""
         found = self._holders.items()
         return next((number for number, (one, *_) in found if one is layer), None)
+
+    def holder(self, number: int):
+        """The layer that holds the weight of that number."""
+        return self._holders[number][0]
 
     def hold_again(self, number: int, weight, name: str):
         """A layer that holds another layer's weight of that number."""
@@ -294,7 +316,7 @@ class Trial:
         kwargs,
         twin: Callable = lambda layer: layer,
         name_for: Callable = str,
-        lifted: Mapping[int, tuple] = types.MappingProxyType({}),
+        lifted: "Mapping[int, _Product]" = types.MappingProxyType({}),
     ):
         """Do the same with other tensors, which may know more of their sizes.
 
@@ -302,8 +324,7 @@ class Trial:
             args, kwargs: the arguments.
             twin: from a layer that the copy calls to the one to call instead.
             name_for: from the name of an operation that is no layer to that to give it.
-            lifted: for products, by what they make, a layer that makes it and what that
-                reads.
+            lifted: products that layers make, by the ids of what they make.
 
         Returns:
             The outputs, in the structure in which the layer gives them.
@@ -315,8 +336,8 @@ class Trial:
             if number in self._told or _is_default(node.op, named):
                 named.pop("training", None)
             if id(node.outputs[0]) in lifted:
-                layer, read = lifted[id(node.outputs[0])]
-                known[id(node.outputs[0])] = layer(known[id(read)])
+                made = lifted[id(node.outputs[0])].by_layers(self, known, name_for)
+                known[id(node.outputs[0])] = made
                 continue
             if _spreads_over_samples(node.op, self._samples):
                 shape = (None, *node.outputs[0].shape[1:])
@@ -428,6 +449,38 @@ class Trial:
             for _ in range(1 if seeds_of(layer) else 2):  # some count their calls
                 wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
         return max(map(relative_difference, wanted, found), default=0.0)
+
+
+class _Product:
+    """A product of a tensor and a sum of multiples of weights.
+
+    Args:
+        node: the call that makes it.
+        x: the tensor.
+        operand: the symbolic tensor of the sum.
+        holder: how to make a layer that makes the product with one weight.
+        steps: the calls that make the sum, in order.
+        weights: from the ids of the tensors that are weights to their numbers.
+    """
+
+    def __init__(self, node, x, operand, holder, steps, weights):
+        self.node, self.x, self.operand = node, x, operand
+        self.holder, self.steps = holder, steps
+        tensors = [operand, *(x for step in steps for x in step.inputs)]
+        self.read = {id(tensor) for tensor in tensors}
+        self._weights = {key: weights[key] for key in self.read if key in weights}
+        self.numbers = {*self._weights.values()}
+
+    def by_layers(self, trial: Trial, known: dict, name_for: Callable):
+        """The sum of the multiples of what the layers make that hold the weights."""
+        x = known[id(self.x)]
+        made = {key: trial.holder(number)(x) for key, number in self._weights.items()}
+        for step in self.steps:
+            args, kwargs = step.fill(made)
+            op = copy_operation(step.op)
+            op.name = name_for(op.name)
+            made[id(step.outputs[0])] = op(*args, **kwargs)
+        return made[id(self.operand)]
 
 
 def _drawn(weight, seed: int):

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import layers
 
 from filterprune.channels.contraction import tensordot_axes
@@ -81,6 +82,47 @@ def layer_instead(node: Node, weight) -> Holder | None:
         return None
     found = find(node, x, weight)
     return None if found is None else Holder(found[0], found[1], tuple(x.shape))
+
+
+def linear_in(tensor, weights: set[int], makers: dict[int, Node]) -> list[Node] | None:
+    """The operations that make a sum of multiples of weights, in order.
+
+    A product with that is the sum of the multiples of the products with the weights.
+
+    Args:
+        tensor: the symbolic tensor.
+        weights: the ids of the tensors that are weights.
+        makers: by the id of a tensor the call that makes it.
+
+    Returns:
+        The calls, none for a weight; None for a tensor that is no such sum.
+    """
+    if id(tensor) in weights:
+        return []
+    node = makers.get(id(tensor))
+    if node is None or type(node.op).__name__ not in _LINEAR:
+        return None
+    values = [*node.args, *node.kwargs.values()]
+    terms = [one for one in values if any(one is x for x in node.inputs)]
+    factors = [one for one in values if not any(one is x for x in node.inputs)]
+    several = len(values) > 1 and type(node.op).__name__ in _SUMS
+    by_scalars = all(np.size(one) == 1 and np.ndim(one) < 2 for one in factors)
+    if factors if several else len(terms) != 1 or not by_scalars:
+        return None
+    if type(node.op).__name__ in _QUOTIENTS and terms[0] is not values[0]:
+        return None
+    found = []
+    for term in terms:
+        own = linear_in(term, weights, makers)
+        if own is None or term.shape != tensor.shape:
+            return None
+        found += own
+    return [*found, node]
+
+
+_SUMS = ("Add", "Subtract")
+_QUOTIENTS = ("Divide", "TrueDivide")
+_LINEAR = (*_SUMS, *_QUOTIENTS, "Multiply", "Negative")
 
 
 def _dense(node, x, weight):

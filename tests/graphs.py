@@ -261,7 +261,8 @@ class GraphBuilder:
             return ops.tanh(x - ops.logsumexp(x, axis=axis, keepdims=True))
         if kind == "norm":
             return x / (1.0 + ops.norm(x, axis=self.pick([-1, 2]), keepdims=True))
-        mean, variance = ops.moments(x, axes=(1, 2), keepdims=True)
+        axes = self.pick([(1, 2), (1, 2, 3), (3,)])
+        mean, variance = ops.moments(x, axes=axes, keepdims=True)
         return (x - mean) / ops.sqrt(variance + 0.1)
 
     def constants(self, x):

@@ -574,13 +574,17 @@ class InstanceNormTF(InstanceNorm):
 class GroupNorm(Weighted):
     """Groups by a reshape."""
 
+    def __init__(self, groups=4, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+
     def build(self, shape):
         self.vector("gamma", shape[-1])
         self.vector("beta", shape[-1], "zeros")
 
     def call(self, x):
-        groups = (-1, *x.shape[1:3], 2, x.shape[-1] // 2)
-        y = ops.reshape(x, groups)
+        groups = self.groups, x.shape[-1] // self.groups
+        y = ops.reshape(x, (-1, *x.shape[1:3], *groups))
         mean, variance = ops.moments(y, axes=(1, 2, 4), keepdims=True)
         y = ops.reshape((y - mean) / ops.sqrt(variance + 1e-5), (-1, *x.shape[1:]))
         return y * self.gamma + self.beta

@@ -105,6 +105,7 @@ ALL_READ = {"before": 8}  # a convolution over channels, or statistics of a kern
 EXPERT = {
     "ECA": ALL_READ,
     "StandardisedConv": {**ALL_READ, "filters": 4},
+    "GroupNorm": {"groups": 2},
     "SelfAttention": HEADS,
     "SelfAttentionWeights": {},
     "SplitHeads": HEADS,
@@ -115,11 +116,7 @@ EXPERT = {
 }
 
 GAPS = {
-    "GroupNorm": "no rule for moments over groups of channels",
     "SeparableWeights": "no rule for ops.separable_conv",
-    "EqualisedConv": "a computed kernel keeps what it reads",
-    "EqualisedConvTF": "a computed kernel keeps what it reads",
-    "EqualisedDense": "a computed kernel keeps what it reads",
     "CoordConv": "maps that are repeated for a batch of unknown size",
     "CoordConvTF": "maps that are repeated for a batch of unknown size",
     "Mixer": "a functional mixer ties all channels too",

@@ -633,6 +633,8 @@ OPERATIONS = {
     "Moments": on_map(
         lambda x: x - ops.moments(x, (1, 2), keepdims=True)[0],
         lambda x: x + ops.expand_dims(ops.moments(x, [1])[1], 1),
+        lambda x: x * ops.moments(x, (1, 2, 3), keepdims=True)[1],
+        lambda x: x * sum(ops.moments(x, -1, keepdims=True)),
     ),
     "Sort": on_map(lambda x: ops.sort(x, axis=1)),
     "Cumsum": on_map(lambda x: ops.cumsum(x, axis=1)),

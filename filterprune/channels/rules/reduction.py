@@ -80,19 +80,26 @@ def _over_channels(op, x, varied):
     def extreme(survivors):
         return _WITH_ZERO[name] if absent(survivors) else None
 
-    def padded(survivors, args, kwargs):
-        width = [(0, absent(survivors) if i == axis else 0) for i in range(x.ndim)]
-        if not absent(survivors):
-            return args, kwargs
-        return (keras.ops.pad(args[0], width), *args[1:]), kwargs
-
     if name == "Mean":  # over fewer channels then, of which none was zero
         binding.after = mean
     elif name in _WITH_ZERO:
         binding.after = extreme
     elif name in _PADDED:
-        binding.rewrite = padded
+        binding.rewrite = _padded(x, axis, labels)
     return gather([x], labels, [axis])
+
+
+def _padded(x, axis, labels):
+    """A way to put absent zeros back, before the channels are reduced."""
+
+    def rewrite(survivors, args, kwargs):
+        absent = labels.size - survivors.count(labels)
+        if not absent:
+            return args, kwargs
+        width = [(0, absent if i == axis else 0) for i in range(x.ndim)]
+        return (keras.ops.pad(args[0], width), *args[1:]), kwargs
+
+    return rewrite
 
 
 def _counts_zeros(order) -> bool:
@@ -102,16 +109,27 @@ def _counts_zeros(order) -> bool:
 @operation("Moments")
 def moments(op, x):
     axes = [axis % x.ndim for axis in _several(op.axes)]
-    if any(axis in axes for axis in varied_axes(x)):
-        return barrier("its mean and variance run over channels")
+    varied = varied_axes(x)
+    left = [axis for axis in varied if axis not in axes]
+    if left:
+        along(x, left[-1])  # all else is tied
+    elif varied:
+        call, labels = current(), along(x, varied[-1])
+        call.flow.binding(call).rewrite = _padded(x, varied[-1], labels)
+        return [gather([x], labels, varied[-1:]) for _ in call.outputs]
 
-    def mean(array):
+    def reduced(array, unequal):
+        for axis in axes:
+            first = np.take(array, [0], axis)
+            even = (array == first).all(axis, keepdims=True)
+            array = first if unequal is None else np.where(even, first, unequal)
         return array if op.keepdims else np.squeeze(array, tuple(axes))
 
     def move(array):  # the variance of a constant is none
-        return [mean(array), mean(np.where(np.isnan(array), np.nan, 0.0))]
+        mean = reduced(array, np.nan)
+        return [mean, np.where(np.isnan(mean), np.nan, 0.0)]
 
-    return take(x, move, labels=[mean(x.labels)] * 2)
+    return take(x, move, labels=[reduced(x.labels, None)] * 2)
 
 
 @operation("Cumprod", "Cumsum", "Diff", "Sort")
