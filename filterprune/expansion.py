@@ -352,9 +352,10 @@ class _Expander(Rebuilder):
         trial = Trial(new, function_of, args, kwargs)
         single = not (own_parts(old) or is_of_keras(type(old)))
         if single and trial.keeps_channels(args, kwargs):
-            found = trial, ""  # the layer itself can be made smaller
+            reason: str | None = ""  # the layer itself can be made smaller
         else:
-            found = trial, trial.why_not(old, function_of, args, kwargs)
+            reason = trial.why_not(old, function_of, args, kwargs)
+        found = trial, reason
         own_parts_only = {id(part) for part in parts_of(trial.copy)}.issuperset(
             id(node.op)
             for node in trial.nodes

@@ -348,7 +348,7 @@ class Trial:
                 op = twin(node.op)
             else:
                 op = _resized(node.op, own, self._samples)
-            if not is_layer(op):
+            if not is_layer(node.op):
                 op.name = name_for(op.name)
             outputs = keras.tree.flatten(op(*own, **named))
             for old, new in zip(node.outputs, outputs, strict=True):
@@ -582,9 +582,15 @@ def _resized(op, args, samples: int | None):
     given = getattr(op, "newshape", None)
     if isinstance(given, (list, tuple)) and given and given[0] == samples:
         given = [None, *given[1:]]
-    if isinstance(given, (list, tuple)) and None in given:
-        return copy_operation(op, newshape=_with_one_open([*given], args[0].shape))
-    return copy_operation(op)
+    if not isinstance(given, (list, tuple)) or None not in given:
+        return copy_operation(op)
+    (x,) = args
+    shape = _with_one_open([*given], x.shape)
+    if given[0] is x.shape[0] is None and shape.count(-1) == 2:
+        # A layer knows the number of samples when it is run, an operation does not.
+        dtype = x.dtype if "float" in x.dtype else None
+        return keras.layers.Reshape(shape[1:], dtype=dtype)
+    return copy_operation(op, newshape=shape)
 
 
 def _with_one_open(sizes: list, shape) -> tuple:

@@ -93,6 +93,22 @@ def _sizes(values):
     return np.array(values, "int32") if known else _Sizes(values)
 
 
+class _Shape(tuple):
+    """A shape that answers as a `tf.TensorShape` does."""
+
+    rank = ndims = property(len)
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        return _Shape(found) if isinstance(key, slice) else found
+
+    def as_list(self) -> list:
+        return [*self]
+
+    def is_fully_defined(self) -> bool:
+        return None not in self
+
+
 class _State(threading.local):
     """Whether this thread traces a layer."""
 
@@ -102,8 +118,9 @@ class _State(threading.local):
 def _register() -> None:
     """Tell TensorFlow who answers for symbolic tensors, once in a process.
 
+    They answer as TensorFlow's tensors do, too: `x.shape.as_list()`, `x.get_shape()`.
     Calls with real tensors take as long as before, and where nothing is traced
-    TensorFlow answers itself.
+    TensorFlow and Keras answer themselves.
     """
     with _LOCK:
         if _NAMES:
@@ -116,6 +133,18 @@ def _register() -> None:
 
         for cls in _SYMBOLIC:
             dispatch.register_dispatchable_type(cls)
+        plain = keras.KerasTensor.shape.fget
+
+        def shape(tensor):
+            return _Shape(plain(tensor)) if _STATE.traces else plain(tensor)
+
+        def get_shape(tensor):
+            if not _STATE.traces:
+                raise AttributeError("'KerasTensor' object has no 'get_shape'")
+            return lambda: tensor.shape
+
+        keras.KerasTensor.shape = keras.KerasTensor.shape.getter(shape)
+        keras.KerasTensor.get_shape = property(get_shape)
         names: dict[Callable, str] = {}  # a function has several, the first is short
         for prefix in ("", *_MODULES):
             module = getattr(tf, prefix[:-1]) if prefix else tf

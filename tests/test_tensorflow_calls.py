@@ -97,6 +97,8 @@ CASES = {
         "x * tf.cast(tf.shape(x)[1], x.dtype)",
         "tf.reshape(x, [-1, 2, 4])",
         "tf.reshape(x, (tf.shape(x)[0], 2, 4))",
+        "tf.reshape(x, [-1] + x.shape[1:].as_list())",
+        "tf.reshape(x, [-1, 1, *x.get_shape().as_list()[1:]])",
         "tf.reshape(x, tf.stack([tf.shape(x)[0], 1, 1, 8]))",
         "tf.reshape(x, tf.concat([tf.shape(x)[:1], [2, 4]], axis=0))",
         "tf.reshape(x, tf.concat([tf.shape(x)[:-1], tf.shape(x)[1:] // [2], [2]], 0))",
