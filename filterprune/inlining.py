@@ -333,6 +333,11 @@ class Trial:
         known = dict(zip(map(id, self.inputs), given, strict=True))
         for number, node in enumerate(self.nodes):
             own, named = node.fill(known)
+            if self._samples is not None:
+                own, named = keras.tree.map_structure(
+                    lambda x: _for_any_samples(x, self._samples, given, name_for),
+                    (own, named),
+                )
             if number in self._told or _is_default(node.op, named):
                 named.pop("training", None)
             if id(node.outputs[0]) in lifted:
@@ -537,6 +542,23 @@ def _spreads_over_samples(op, samples: int | None) -> bool:
     if name == "Repeat":
         return op.axis == 0 and op.repeats == samples
     return op.repeats[0] == samples and set(op.repeats[1:]) <= {1}
+
+
+def _for_any_samples(value, samples, given, name_for: Callable):
+    """A constant that is the same for all samples of a batch, for any number of them.
+
+    Args:
+        value: an argument; what is no such constant is given back.
+        samples: how many samples the batch has.
+        given, name_for: see `_over_samples`.
+    """
+    if not (isinstance(value, np.ndarray) or keras.ops.is_tensor(value)):
+        return value
+    array = keras.ops.convert_to_numpy(value)
+    if array.shape[:1] != (samples,) or (array != array[:1]).any():
+        return value
+    row = keras.ops.convert_to_tensor(array[:1])
+    return _over_samples(row, (None, *array.shape[1:]), given, name_for)
 
 
 def _over_samples(tensor, shape, given, name_for: Callable):

@@ -117,8 +117,6 @@ EXPERT = {
 
 GAPS = {
     "SeparableWeights": "no rule for ops.separable_conv",
-    "CoordConv": "maps that are repeated for a batch of unknown size",
-    "CoordConvTF": "maps that are repeated for a batch of unknown size",
     "Mixer": "a functional mixer ties all channels too",
     "MaxoutWeights": "of two axes of an EinsumDense one is pruned",
     "NormedTokens": "a mean over channels behind a token ties them all",
