@@ -119,7 +119,6 @@ GAPS = {
     "SeparableWeights": "no rule for ops.separable_conv",
     "Mixer": "a functional mixer ties all channels too",
     "MaxoutWeights": "of two axes of an EinsumDense one is pruned",
-    "NormedTokens": "a mean over channels behind a token ties them all",
 }
 if keras.backend.backend() != "tensorflow":
     GAPS["CoordinateAttention"] = "keras.activations.hard_swish wants real tensors"

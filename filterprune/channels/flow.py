@@ -26,6 +26,7 @@ from filterprune.channels.calls import (
 )
 from filterprune.channels.constants import spread
 from filterprune.channels.labels import Channels, fit
+from filterprune.channels.moves import longest_axis
 from filterprune.channels.remaking import why_not_remade
 from filterprune.channels.trace import (
     Graph,
@@ -445,7 +446,7 @@ def _keep_rectangular(result: Flow) -> None:
                 if (found != np.take(found, [0], axis)).any()
             ]
             if len(varies) > 1:
-                keep = max(varies, key=lambda axis: (labels.shape[axis], axis))
+                keep = longest_axis(found, varies)
                 table.tie_along(labels, keep)
                 op = describe(result.made_by[id(channels)])
                 result.note_ties(f"{op}, whose output has them along several axes")

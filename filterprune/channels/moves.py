@@ -147,5 +147,27 @@ def _closed(array: np.ndarray, shape) -> np.ndarray:
 
 
 def varied_axes(x) -> list[int]:
-    """The axes along which the labels of `x` differ."""
-    return [axis for axis, size in enumerate(x.labels.shape) if size > 1]
+    """The axes of channels: those along which the labels of `x` differ.
+
+    Of several only those with other labels at every place, if there are such: along
+    an axis of positions there are few, as of tokens and of what follows them.
+    """
+    varied = [axis for axis, size in enumerate(x.labels.shape) if size > 1]
+    return _distinct(x.labels, varied)
+
+
+def longest_axis(labels: np.ndarray, varied: list[int]) -> int:
+    """Of the axes along which labels differ the one to lose channels along."""
+    return max(_distinct(labels, varied), key=lambda axis: (labels.shape[axis], axis))
+
+
+def _distinct(labels: np.ndarray, axes: list[int]) -> list[int]:
+    """Those of some axes along which no two places have the same labels, or all."""
+    if len(axes) < 2:
+        return axes
+
+    def distinct(axis):
+        rows = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+        return len(np.unique(rows, axis=0)) == len(rows)
+
+    return [axis for axis in axes if distinct(axis)] or axes

@@ -960,7 +960,6 @@ REFUSED = {
     "in order": lambda x: ops.sort(x, axis=-1),
     "multiplies channels": lambda x: x * ops.prod(x, -1, keepdims=True),
     "order -1 absent": lambda x: x * ops.norm(x, -1, axis=-1, keepdims=True),
-    "run over channels": lambda x: x - ops.moments(x, (1, -1), keepdims=True)[0],
     "weights are computed": lambda x: ops.depthwise_conv(x, ops.mean(x, 0)[..., None]),
     "more than a number": lambda x: x + ops.full_like(x, ARRAY),
     "rolls a flattened": lambda x: ops.roll(x, 1),
