@@ -12,12 +12,14 @@ from filterprune.channels.registry import (
     is_traced,
     keep_whole,
     layer_rule,
+    makes_masks,
     own_call,
 )
 from filterprune.channels.trace import (
     Node,
     check_model,
     copy_object,
+    has_graph,
     is_graph,
     is_layer,
     is_of_keras,
@@ -33,6 +35,7 @@ from filterprune.inlining import (
     TOLERANCE,
     Trial,
     is_symbolic,
+    makes_a_mask,
     why_not_held,
 )
 from filterprune.loading import (
@@ -270,6 +273,8 @@ class _Expander(Rebuilder):
             for part, own in zip(parts_of(new), parts_of(old)):
                 part.name = own.name
             return new(*args, **kwargs)
+        for number, why in trial.whole.items():
+            keep_whole(parts_of(new)[number], why)
         parts = dict(zip(map(id, parts_of(trial.copy)), parts_of(new), strict=True))
         names = {part.name for part in (new, *parts_of(new))}
 
@@ -312,17 +317,30 @@ class _Expander(Rebuilder):
             reason = "Keras hands it a mask, which its parts alone do not hand on"
         if reason is None and any(map(is_optional, given)):
             reason = "it reads an optional input, for which there may be none"
+        masks = makes_masks(old) and not has_graph(old)
+        if reason is None and masks and makes_a_mask(old, args, kwargs):
+            reason = "it makes a mask, in its `compute_mask`"
         for function_of in () if reason else self._ways(old):
-            try:
-                trial, reason = self._trial(function_of, old, new, args, kwargs)
-            except Exception as error:
-                trial = None
-                reason = (
-                    f"it cannot be called with symbolic tensors ({one_line(error)})"
-                )
+            trial, reason = self._tried(function_of, old, new, args, kwargs)
             if reason is None:
                 break
         return trial, reason
+
+    def _tried(
+        self, function_of, old, new, args, kwargs
+    ) -> tuple[Trial | None, str | None]:
+        """A trial of a call; parts whose code cannot be traced stay layers."""
+        whole: dict[int, str] = {}
+        while True:
+            try:
+                return self._trial(function_of, old, new, args, kwargs, whole)
+            except Exception as error:
+                what = "it cannot be called with symbolic tensors"
+                reason = f"{what} ({one_line(error)})"
+                part = getattr(error, "part", None)
+                if part is None or part in whole:
+                    return None, reason
+                whole = {**whole, part: reason}
 
     def _ways(self, old) -> Iterator[Callable]:
         """Functions from a layer to how to do what it does, the best of them first."""
@@ -337,7 +355,9 @@ class _Expander(Rebuilder):
         if self._function(node.op, self.hidden) is None:  # it was called as it is
             super().note_loading(node, new, owner)
 
-    def _trial(self, function_of, old, new, args, kwargs) -> tuple[Trial, str | None]:
+    def _trial(
+        self, function_of, old, new, args, kwargs, whole
+    ) -> tuple[Trial, str | None]:
         """A trial of a call, and why it does not stand for it.
 
         Layers that are alike, as the blocks of a net, share one: unless it calls a
@@ -346,10 +366,10 @@ class _Expander(Rebuilder):
         tensors = tuple(x for x in keras.tree.flatten((args, kwargs)) if is_symbolic(x))
         alike, tells_all = likeness(old)
         how, tell_all = likeness_of_arguments(Node(old, args, kwargs, tensors, ()))
-        key = (alike, how, *map(function_of, parts_of(old)))
+        key = (alike, how, *whole, *map(function_of, parts_of(old)))
         if key in self._trials:
             return self._trials[key]
-        trial = Trial(new, function_of, args, kwargs)
+        trial = Trial(new, function_of, args, kwargs, whole=whole)
         single = not (own_parts(old) or is_of_keras(type(old)))
         if single and trial.keeps_channels(args, kwargs):
             reason: str | None = ""  # the layer itself can be made smaller

@@ -25,6 +25,7 @@ from filterprune.channels.trace import (
     is_layer,
     mask_of,
     members_of,
+    no_mode,
     operation_of,
     own_parts,
     parts_of,
@@ -35,6 +36,7 @@ from filterprune.inputs import generate_inputs
 from filterprune.products import Holder, holder_of, layer_instead, linear_in
 from filterprune.running import seeds_of, undisturbed
 from filterprune.tensorflow_calls import tensorflow_as_keras
+from filterprune.unknown_sizes import sizes_as_keras
 from filterprune.verification import relative_difference, tolerance_of
 
 
@@ -51,9 +53,26 @@ def inline(layer, trial: "Trial", args, kwargs):
     """
     if takes_training(layer) and kwargs.get("training") is None:
         kwargs = {**kwargs, "training": _mode(layer, trial.training)}
-    call = trial.function_of(layer)
-    with _opened(layer, trial), tensorflow_as_keras():
-        return call(layer, *_cast(layer, args), **_cast(layer, kwargs))
+    call: Any = trial.function_of(layer)
+    try:
+        with _opened(layer, trial), sizes_as_keras(trial.sizes), tensorflow_as_keras():
+            return call(layer, *_cast(layer, args), **_cast(layer, kwargs))
+    except Exception:
+        trial.failed = layer if trial.failed is None else trial.failed
+        raise
+
+
+class NotTraced(Exception):
+    """Raised where a layer cannot be called with symbolic tensors.
+
+    Args:
+        error: what was raised.
+        part: the number of the part whose code raised it; None for the layer itself.
+    """
+
+    def __init__(self, error: Exception, part: int | None):
+        super().__init__(str(error))
+        self.part = part
 
 
 def _mode(layer, training: bool | None):
@@ -156,6 +175,13 @@ def why_not_held(layer) -> str | None:
     return None
 
 
+def makes_a_mask(layer, args, kwargs) -> bool:
+    """Whether what a layer makes of such arguments has a mask."""
+    _, own, named = _inputs_like(args, kwargs)
+    outputs = copy_object(layer)(*own, **named, **no_mode(layer))
+    return any(mask_of(y) is not None for y in keras.tree.flatten(outputs))
+
+
 def _cast(layer, arguments):
     """Arguments in the dtype that Keras hands to the layer's `call`."""
 
@@ -176,16 +202,20 @@ class Trial:
         function_of: see `inline`.
         args, kwargs: the call's arguments, symbolic tensors among them.
         training: see `inline`.
+        whole: the numbers of parts to call as layers.
 
     Raises:
-        Exception: whatever the layer raises for symbolic tensors.
+        NotTraced: if the layer raises anything for symbolic tensors.
     """
 
-    def __init__(self, layer, function_of, args, kwargs, training=None):
+    def __init__(self, layer, function_of, args, kwargs, training=None, whole=()):
         self.layer = layer
-        self.function_of = function_of
         self.training = training
+        self.whole = whole
         self.copy = copy_object(layer)
+        self._function_of = function_of
+        self._kept = {id(parts_of(self.copy)[number]) for number in whole}
+        self.failed: Any = None  # the part whose code raised what it did
         self._numbers = {id(w): number for number, w in enumerate(self.copy.weights)}
         # By the number of the weight: the layer that holds it, how to make that, and
         # the dtype policy.
@@ -193,24 +223,41 @@ class Trial:
         self._told: set[int] = set()
         self._ones: dict[str, Any] = {}
         self._samples: int | None = None  # in a batch, where that must be a number
-        try:
-            self._call(args, kwargs)
-        except Exception:  # code may want a number, as `ops.tile` does
-            self._samples = _SAMPLES
-            self._holders.clear()
-            self._ones.clear()
-            try:
-                self._call(args, kwargs)
-            except Exception:
-                self._samples = None
-            if self._samples is None:
-                raise
+        self.sizes = True  # whether unknown ones stand for themselves
+        self._try_to_call(args, kwargs)
         lifted = dict(self._products())
         if lifted or self._samples is not None:
             inputs, own, named = _inputs_like(args, kwargs)
             outputs = self.play(own, named, lifted=lifted)
             self.inputs = inputs
             self._record(outputs)
+
+    def function_of(self, part) -> Callable | None:
+        """How to do what a part, or the layer itself, does by others, or None."""
+        return None if id(part) in self._kept else self._function_of(part)
+
+    def _try_to_call(self, args, kwargs) -> None:
+        """Call the copy, in the first way in which that can be done.
+
+        Code may want a size as a number, as that of a batch, or None for it.
+        """
+        parts = parts_of(self.copy)
+        found = None
+        for self.sizes, self._samples in (
+            (True, None),
+            (False, None),
+            (True, _SAMPLES),
+        ):
+            self._holders.clear()
+            self._ones.clear()
+            try:
+                self._call(args, kwargs)
+                return
+            except Exception as error:
+                where = (n for n, part in enumerate(parts) if part is self.failed)
+                found = found or NotTraced(error, next(where, None))
+                self.failed = None
+        raise found  # type: ignore[misc]
 
     def _call(self, args, kwargs) -> None:
         self.inputs, own, named = _inputs_like(args, kwargs, self._samples)
@@ -376,11 +423,12 @@ class Trial:
 
     def why_not(self, layer, function_of, args, kwargs) -> str | None:
         """Why this does not stand for the layer that was copied, or None."""
-        if function_of(layer) is own_call and self._leaves_out():
+        own = function_of(layer) is own_call
+        if own and self._leaves_out(layer):
             return "it has weights that nothing it calls reads"
         given = keras.tree.flatten([(node.args, node.kwargs) for node in self.nodes])
         handed = any(isinstance(value, keras.Variable) for value in given)
-        if handed and function_of(layer) is own_call:
+        if handed and own:
             return "it hands a weight of a part to an operation"
         known = [part.losses for part in own_parts(self.copy)]
         known += [layer.losses for layer, *_ in self._holders.values()]
@@ -388,7 +436,7 @@ class Trial:
             return "it adds a loss"
         if any(mask_of(y) is not None for y in self.model.outputs):
             return "it makes a mask that its parts alone do not hand on"
-        trained = Trial(self.layer, function_of, args, kwargs, training=True)
+        trained = Trial(self.layer, function_of, args, kwargs, True, self.whole)
         if trained._sequence() != self._sequence():
             return "it calls other parts in training"
         for number, pair in enumerate(zip(self.nodes, trained.nodes, strict=True)):
@@ -409,8 +457,13 @@ class Trial:
             found.append((type(op), numbers.get(id(op)), how, known))
         return found
 
-    def _leaves_out(self) -> bool:
-        """Whether a weight of the layer is no variable of the model."""
+    def _leaves_out(self, layer) -> bool:
+        """Whether a weight of the layer is no variable of the model, without proof.
+
+        Where other weights are tried, what is not read makes no difference.
+        """
+        if self._draws(layer):
+            return False
         known = {id(variable) for variable in self.model.variables}
         for part in parts_of(self.copy):
             if self.function_of(part) not in (None, own_call):  # it sees to its own
@@ -433,12 +486,17 @@ class Trial:
             return None
         return f"its parts alone compute something else (by {worst:.2g})"
 
+    def _draws(self, layer) -> bool:
+        """Whether other weights than the layer has are tried."""
+        parts = [self.function_of(part) for part in parts_of(self.copy)]
+        return all(
+            each in (None, own_call) for each in (self._function_of(layer), *parts)
+        )
+
     def _error(self, layer, model, batch: int, args, kwargs) -> float:
         """How far a model of the calls is from the layer, for so many samples."""
         given = keras.tree.flatten(generate_inputs(model, batch, size=_SIZE))
-        functions = [self.function_of(part) for part in (layer, *parts_of(layer))]
-        drawn = all(function in (None, own_call) for function in functions)
-        weights = layer.weights if drawn else []
+        weights = layer.weights if self._draws(layer) else []
         values = [*map(_drawn, weights, range(len(weights)))]
         held = [
             keras.ops.reshape(value, variable.shape)
@@ -452,7 +510,8 @@ class Trial:
         )
         with undisturbed(layer, values=zip(layer.weights, values), seed=1):
             for _ in range(1 if seeds_of(layer) else 2):  # some count their calls
-                wanted = keras.tree.flatten(layer(*args, **kwargs))[: len(found)]
+                wanted = keras.tree.flatten(layer(*args, **kwargs, **no_mode(layer)))
+        wanted = wanted[: len(found)]
         return max(map(relative_difference, wanted, found), default=0.0)
 
 

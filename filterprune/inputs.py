@@ -80,7 +80,8 @@ def _tensor(array: np.ndarray, dtype: str):
 def _draw(rng, tensor, shape, readers) -> np.ndarray:
     words = next(filter(None, map(_vocabulary, readers)), None)
     if words is not None:
-        return _words(rng, shape, words, tensor.dtype)
+        several = any("split" in reader.get_config() for reader in readers)
+        return _words(rng, shape, words, tensor.dtype, several)
     limits = [limit for reader in readers for limit in _limits(reader, tensor.dtype)]
     if limits:
         return rng.integers(0, max(min(limits), 1), shape)
@@ -91,13 +92,16 @@ def _draw(rng, tensor, shape, readers) -> np.ndarray:
     return rng.integers(0, 256 if tensor.dtype == "uint8" else 2, shape)
 
 
-def _words(rng, shape, words: list, dtype: str) -> np.ndarray:
-    """Words out of a vocabulary: one, or in every second sample several in a row."""
+def _words(rng, shape, words: list, dtype: str, several=True) -> np.ndarray:
+    """Words out of a vocabulary.
+
+    If there may be several, there are in every second sample.
+    """
     if dtype != "string":
         return rng.choice(np.asarray(words), shape)
     found = np.empty(shape, object)
     for place in np.ndindex(*shape):
-        count = 1 if place[0] % 2 else rng.integers(1, 9)
+        count = 1 if place[0] % 2 or not several else rng.integers(1, 9)
         found[place] = " ".join(rng.choice(np.asarray(words, object), count))
     return found
 
@@ -126,7 +130,10 @@ _COUNTS = ("input_dim", "num_tokens", "vocabulary_size")
 
 
 def _limits(reader, dtype: str) -> Iterator[int]:
-    """Below what ids have to be for a layer."""
+    """Below what ids have to be for a layer, or a number of them itself."""
+    if isinstance(reader, int):
+        yield reader
+        return
     ids = "float" not in dtype
     held = getattr(reader, "layer", reader)  # by a masked layer or wrapper
     for part in parts_of(reader) + [reader] if ids else [reader, held]:
@@ -156,8 +163,13 @@ def _readers(graph: Graph) -> dict[int, list]:
         elif is_layer(op):
             for key in whole:
                 found[key].append(op)
+        elif type(op).__name__ == "Take" and len(coming) == 2 and op.axis is not None:
+            for key in coming[1]:
+                found[key].append(node.inputs[0].shape[op.axis] or 1)
         read_as_numbers = any("float" in tensor.dtype for tensor in node.inputs)
         if getattr(op, "weights", None) or (is_layer(op) and read_as_numbers):
+            continue
+        if type(op).__name__ in ("OnesLike", "ZerosLike"):  # it reads the shape alone
             continue
         for tensor in node.outputs:
             origins[id(tensor)] = whole

@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers
 
 from filterprune.channels.contraction import tensordot_axes
-from filterprune.channels.trace import Node
+from filterprune.channels.trace import Node, is_layer
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -75,7 +75,7 @@ def layer_instead(node: Node, weight) -> Holder | None:
     """
     others = [tensor for tensor in node.inputs if tensor is not weight]
     find = _PRODUCTS.get(type(node.op).__name__)
-    if find is None or len(others) != 1 or len(node.inputs) != 2:
+    if find is None or is_layer(node.op) or len(others) != 1 or len(node.inputs) != 2:
         return None
     (x,) = others
     if not x.shape or None in weight.shape:
@@ -100,7 +100,7 @@ def linear_in(tensor, weights: set[int], makers: dict[int, Node]) -> list[Node] 
     if id(tensor) in weights:
         return []
     node = makers.get(id(tensor))
-    if node is None or type(node.op).__name__ not in _LINEAR:
+    if node is None or is_layer(node.op) or type(node.op).__name__ not in _LINEAR:
         return None
     values = [*node.args, *node.kwargs.values()]
     terms = [one for one in values if any(one is x for x in node.inputs)]

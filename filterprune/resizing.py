@@ -33,9 +33,9 @@ class Resizer:
 
     def _shape(self, tensor):
         found = self.survivors.shape(self.analysis.flow.tensors[id(tensor)])
-        # A nested model may know sizes of its input that its caller leaves open.
+        # A nested model may know sizes that its caller leaves open, and the other way.
         pairs = zip(tensor.shape, found, strict=True)
-        return tuple(own if size is None else size for own, size in pairs)
+        return tuple(own if None in (own, size) else size for own, size in pairs)
 
     def _binding(self, op) -> Binding | None:
         call = self.calls.get(id(op))
@@ -55,6 +55,7 @@ class Resizer:
         changes.update(self._changes(call))
         if self._stays(call, binding, changes):
             return self._copied(op, call)
+        changes.update(self._initializers(call, binding))
         try:
             return remake(call.op, **changes, name=op.name)
         except Exception:
@@ -82,6 +83,19 @@ class Resizer:
         for axes in binding.axes.values() if binding is not None else ():
             labels += [along for along in axes if along is not None]
         return all(self.survivors.mask(part).all() for part in labels)
+
+    def _initializers(self, call: Call, binding: Binding | None) -> dict:
+        """Initializers that give one value for each channel: those that are left."""
+        found = {}
+        for name, axes in binding.axes.items() if binding is not None else ():
+            initializer = getattr(call.op, f"{name}_initializer", None)
+            array = np.asarray(getattr(initializer, "value", 0.0))
+            if isinstance(initializer, keras.initializers.Constant) and array.ndim:
+                pairs = zip(axes[len(axes) - array.ndim :], array.shape, strict=True)
+                along = [None if size == 1 else labels for labels, size in pairs]
+                sliced = self.survivors.slice(array, along)
+                found[f"{name}_initializer"] = keras.initializers.Constant(sliced)
+        return found
 
     def _changes(self, call: Call) -> dict:
         """What else is to change in the config of a layer."""

@@ -1,5 +1,8 @@
 """Subclassed models: a functional model of the same layers takes their place."""
 
+import contextlib
+import itertools
+
 import keras
 
 from filterprune.channels.trace import (
@@ -8,6 +11,7 @@ from filterprune.channels.trace import (
     has_graph,
     inputs_like,
     is_graph,
+    no_mode,
     trace,
 )
 from filterprune.compiling import recompile
@@ -38,17 +42,11 @@ def as_functional(model, tell: bool = True):
         check_model(model)
         return model
     inputs = _inputs_of(model)
-    whole = _traced(model, inputs)
+    inputs, whole = _traced_with_dtypes(model, inputs)
     reads = reads_ids(trace(whole))
-    if any(reads) and not has_graph(model):  # Keras notes shapes, but no dtypes
-        ids = iter(reads)
-        inputs = keras.tree.map_structure(
-            lambda x: keras.Input(
-                x.shape[1:], name=x.name, dtype="int32" if next(ids) else x.dtype
-            ),
-            inputs,
-        )
-        whole = _traced(model, inputs)
+    floats = ["float" in x.dtype for x in keras.tree.flatten(inputs)]
+    if any(map(all, zip(reads, floats))) and not has_graph(model):
+        whole = _traced(model, _with_ids(inputs, reads))
     if tell:
         warn_of_methods(
             model, "Its `call` is all that was traced: train the new one in a loop"
@@ -58,9 +56,40 @@ def as_functional(model, tell: bool = True):
     return whole
 
 
+def _with_ids(inputs, which):
+    """Inputs of which some are integers: Keras notes shapes, but no dtypes."""
+    ids = iter(which)
+    return keras.tree.map_structure(
+        lambda x: keras.Input(
+            x.shape[1:], name=x.name, dtype="int32" if next(ids) else x.dtype
+        ),
+        inputs,
+    )
+
+
+def _traced_with_dtypes(model, inputs):
+    """The inputs for which a model can be traced, and the functional model.
+
+    Where it takes no floats, as few of the inputs as possible are integers.
+    """
+    try:
+        return inputs, _traced(model, inputs)
+    except Exception:
+        count = len(keras.tree.flatten(inputs))
+        choices = itertools.product((False, True), repeat=min(count, _MOST))
+        for which in () if has_graph(model) else sorted(choices, key=sum)[1:]:
+            with contextlib.suppress(Exception):
+                other = _with_ids(inputs, [*which, *[False] * (count - len(which))])
+                return other, _traced(model, other)
+        raise
+
+
+_MOST = 3  # inputs whose dtype is found by trial
+
+
 def _traced(model, inputs):
     copy = copy_object(model)
-    outer = keras.Model(inputs, copy(inputs), name=model.name)
+    outer = keras.Model(inputs, copy(inputs, **no_mode(copy)), name=model.name)
     return expand_as(outer, copy)
 
 
@@ -73,7 +102,7 @@ def _inputs_of(model):
             return fresh[id(graph.inputs[0])]
         return keras.tree.map_structure(lambda x: fresh[id(x)], graph.input_struct)
     shapes = (model.get_build_config() or {}).get("input_shape")
-    built = all(layer.built for layer in model.layers)
+    built = any(layer.built for layer in model.layers)  # others may go unused
     if shapes is None or not built or not model.layers:
         raise ValueError(
             f"Expected `model` to be built. Received: the subclassed model "

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import math
 import operator
+import string
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Union
@@ -16,6 +17,9 @@ from typing import Any, Union
 import keras
 import numpy as np
 from keras import ops
+
+from filterprune import unknown_sizes
+from filterprune.unknown_sizes import STATE, UNKNOWN, UnknownSize, sizes_of
 
 
 @contextlib.contextmanager
@@ -29,40 +33,11 @@ def tensorflow_as_keras() -> Iterator[None]:
         yield
         return
     _register()
-    before, _STATE.traces = _STATE.traces, True
+    before, STATE.traces = STATE.traces, True
     try:
         yield
     finally:
-        _STATE.traces = before
-
-
-class UnknownSize:
-    """A size that only a real tensor has. A reshape can do without it.
-
-    Args:
-        computed: whether arithmetic gave it; else it is the size of an axis.
-    """
-
-    def __init__(self, computed: bool):
-        self.computed = computed
-
-    def as_keras(self):
-        """What stands for it in a reshape: None, as in a shape, or what is left."""
-        return -1 if self.computed else None
-
-    def _compute(self, other):
-        return UnknownSize(computed=True)
-
-    def _refuse(self, *args):
-        raise NotImplementedError(_UNKNOWN)
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _compute
-    __floordiv__ = __rfloordiv__ = __mod__ = _compute
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
-    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = _refuse
-    __bool__ = __int__ = __float__ = __index__ = _refuse
-    __hash__ = None  # type: ignore[assignment]
-    dtype = property(_refuse)  # which Keras asks for in arithmetic with a tensor
+        STATE.traces = before
 
 
 class _Sizes(Sequence):
@@ -79,7 +54,7 @@ class _Sizes(Sequence):
         return _sizes(found) if isinstance(key, slice) else found
 
     def _refuse(self, *args):
-        raise NotImplementedError(_UNKNOWN)
+        raise NotImplementedError(UNKNOWN)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
     __truediv__ = __floordiv__ = __mod__ = __eq__ = __ne__ = _refuse
@@ -109,12 +84,6 @@ class _Shape(tuple):
         return None not in self
 
 
-class _State(threading.local):
-    """Whether this thread traces a layer."""
-
-    traces = False
-
-
 def _register() -> None:
     """Tell TensorFlow who answers for symbolic tensors, once in a process.
 
@@ -136,13 +105,20 @@ def _register() -> None:
         plain = keras.KerasTensor.shape.fget
 
         def shape(tensor):
-            return _Shape(plain(tensor)) if _STATE.traces else plain(tensor)
+            return _Shape(plain(tensor)) if STATE.traces else plain(tensor)
 
         def get_shape(tensor):
-            if not _STATE.traces:
+            if not STATE.traces:
                 raise AttributeError("'KerasTensor' object has no 'get_shape'")
             return lambda: tensor.shape
 
+        def answering(plain, ours):
+            return lambda x, y: ours(x, y) if STATE.traces else plain(x, y)
+
+        operators = {"__add__": _sum, "__radd__": lambda x, y: _sum(y, x)}
+        for name, ours in operators.items():
+            plain_one = getattr(keras.KerasTensor, name)
+            setattr(keras.KerasTensor, name, answering(plain_one, ours))
         keras.KerasTensor.shape = keras.KerasTensor.shape.getter(shape)
         keras.KerasTensor.get_shape = property(get_shape)
         names: dict[Callable, str] = {}  # a function has several, the first is short
@@ -164,7 +140,7 @@ def _take_calls(tf, api, name: str, of_tensors, of_sizes) -> None:
     """Answer for a function where an argument, or one of a list, is symbolic."""
 
     def answer(*args, **kwargs):
-        if not _STATE.traces:
+        if not STATE.traces:
             return NotImplemented
         flat = keras.tree.flatten((args, kwargs))
         symbolic = any(isinstance(value, keras.KerasTensor) for value in flat)
@@ -176,8 +152,8 @@ def _take_calls(tf, api, name: str, of_tensors, of_sizes) -> None:
                 f"it calls `{name}`, of which filterprune knows no counterpart"
             )
         ours = of_tensors if symbolic else of_sizes
-        if unknown and ours not in (_reshape, _slice, *_OF_SIZES.values()):
-            raise NotImplementedError(f"`{name}`: {_UNKNOWN}")
+        if unknown and ours not in _TAKE_SIZES:
+            raise NotImplementedError(f"`{name}`: {UNKNOWN}")
         return _call(name, ours, inspect.signature(api).bind(*args, **kwargs))
 
     class Fallback(tf.__internal__.dispatch.OpDispatcher):
@@ -245,23 +221,14 @@ def _first(function: Callable) -> Callable:
 
 
 def _shape(x):
-    return _sizes(UnknownSize(False) if size is None else size for size in x.shape)
-
-
-def _reshape(x, shape):
-    if isinstance(shape, (int, UnknownSize)):
-        shape = (shape,)
-    shape = [size if isinstance(size, int) else size.as_keras() for size in shape]
-    if shape.count(None) == 1 and -1 not in shape:
-        shape[shape.index(None)] = -1
-    return ops.reshape(x, tuple(shape))
+    return _sizes(sizes_of(x))
 
 
 def _slice(x, begin, size):
     def part(start, size):
         if isinstance(size, UnknownSize):
-            if start or size.computed:
-                raise NotImplementedError(f"`tf.slice`: {_UNKNOWN}")
+            if start or size.tensor is None:
+                raise NotImplementedError(f"`tf.slice`: {UNKNOWN}")
             return slice(None)
         return slice(start, None if size == -1 else start + size)
 
@@ -305,6 +272,49 @@ def _moments(x, axes, *, keepdims):
     if not keepdims:
         mean, variance = ops.squeeze(mean, axes), ops.squeeze(variance, axes)
     return mean, variance
+
+
+def _einsum(equation, inputs):
+    """Keras knows no capitals and no spaces where it looks for the shape."""
+    free = iter(sorted(set(string.ascii_lowercase) - set(equation)))
+    small = {letter: next(free) for letter in set(equation) if letter.isupper()}
+    equation = equation.replace(" ", "").translate(str.maketrans(small))
+    return ops.einsum(equation, *inputs)
+
+
+def _sum(x, y):
+    """What TensorFlow means by a sum.
+
+    `ops.add` takes what comes second for a bias if it has several places along one
+    axis alone, and they are as many as channels.
+    """
+    if not _may_pass_for_bias(y):
+        return ops.add(x, y)
+    if not _may_pass_for_bias(x):
+        return ops.add(y, x)
+    return ops.subtract(x, ops.negative(y))
+
+
+def _may_pass_for_bias(x) -> bool:
+    *others, last = (1, *getattr(x, "shape", ()))
+    return last in (1, None) and any(size != 1 for size in others)
+
+
+def _band_part(x, lower, upper):
+    rows, columns = (
+        unknown_sizes.arange(size)
+        if isinstance(size, UnknownSize)
+        else np.arange(size, dtype="int32")
+        for size in sizes_of(x)[-2:]
+    )
+    distance = ops.expand_dims(rows, 1) - ops.expand_dims(columns, 0)
+    inside = ops.ones_like(x, dtype="bool")
+    for most, far in ((lower, distance), (upper, -distance)):
+        if not isinstance(most, int) or most >= 0:  # a negative one keeps all
+            inside = ops.logical_and(inside, ops.less_equal(far, most))
+    if x.dtype == "bool":
+        return ops.logical_and(x, inside)
+    return ops.multiply(x, ops.cast(inside, x.dtype))
 
 
 def _norm(x, ord, axis, keepdims):
@@ -404,13 +414,11 @@ def _pool(function: Callable) -> Callable:
     )
 
 
-_UNKNOWN = "it needs a size that is unknown before the model runs, as that of a batch"
 _SYMBOLIC = (keras.KerasTensor, UnknownSize, _Sizes)
 # TensorFlow takes an argument for ours if the argument, or one of a list, is symbolic.
 # It does not read `X | Y`.
 _ONE: Any = Union[keras.KerasTensor, UnknownSize, _Sizes]  # noqa: UP007
 _ARGUMENT: Any = Union[_ONE, list[Union[_ONE, object]]]  # noqa: UP007
-_STATE = _State()
 _LOCK = threading.Lock()
 _NAMES: dict[Callable, str] = {}
 _MODULES = "math.", "nn.", "linalg.", "image.", "signal.", "random.", "debugging."
@@ -423,7 +431,7 @@ _INTEGERS = {
 
 # The same name, and the same arguments.
 _ALIKE = (
-    "abs add ceil cos cosh divide divide_no_nan equal erf erfinv exp expm1 floor "
+    "abs ceil cos cosh divide divide_no_nan equal erf erfinv exp expm1 floor "
     "greater greater_equal less less_equal log log1p logical_and logical_not "
     "logical_or logical_xor maximum minimum multiply negative not_equal reciprocal "
     "round rsqrt sigmoid sign sin sinh softplus sqrt square subtract tan tanh"
@@ -447,7 +455,8 @@ _OF_TENSORS: dict[str, Callable] = {
     "math.squared_difference": lambda x, y: ops.square(ops.subtract(x, y)),
     "math.truediv": ops.true_divide,
     "math.l2_normalize": _l2_normalize,
-    "add_n": lambda inputs: functools.reduce(ops.add, inputs),
+    "math.add": _sum,
+    "add_n": lambda inputs: functools.reduce(_sum, inputs),
     "clip_by_value": ops.clip,
     "where": _where,
     "cast": ops.cast,
@@ -481,7 +490,7 @@ _OF_TENSORS: dict[str, Callable] = {
     "shape": lambda x, out_type: _shape(x),
     "size": lambda x, out_type: math.prod(_shape(x)),
     "rank": lambda x: np.int32(len(x.shape)),
-    "reshape": _reshape,
+    "reshape": unknown_sizes.reshape,
     "transpose": ops.transpose,
     "expand_dims": ops.expand_dims,
     "squeeze": ops.squeeze,
@@ -492,9 +501,9 @@ _OF_TENSORS: dict[str, Callable] = {
     "slice": _slice,
     "gather": lambda x, indices, *, axis: ops.take(x, indices, axis or 0),
     "nn.embedding_lookup": lambda x, indices: ops.take(x, indices, 0),
-    "tile": ops.tile,
-    "repeat": ops.repeat,
-    "broadcast_to": ops.broadcast_to,
+    "tile": unknown_sizes.tile,
+    "repeat": unknown_sizes.repeat,
+    "broadcast_to": unknown_sizes.broadcast_to,
     "roll": ops.roll,
     "reverse": ops.flip,
     "pad": _pad,
@@ -514,9 +523,10 @@ _OF_TENSORS: dict[str, Callable] = {
     "linalg.matvec": lambda a, b: ops.squeeze(
         ops.matmul(a, ops.expand_dims(b, -1)), -1
     ),
+    "linalg.band_part": _band_part,
     "linalg.matrix_transpose": lambda x: ops.swapaxes(x, -1, -2),
     "tensordot": ops.tensordot,
-    "einsum": lambda equation, inputs: ops.einsum(equation, *inputs),
+    "einsum": _einsum,
     # Of neural networks.
     "nn.relu": ops.relu,
     "nn.relu6": ops.relu6,
@@ -546,4 +556,14 @@ _OF_SIZES: dict[str, Callable] = {
     "unstack": lambda value, num: list(value),
     "cast": lambda x, dtype: x,
     "identity": lambda x: x,
+    "range": unknown_sizes.arange,
+    "zeros": lambda shape, dtype: unknown_sizes.full(shape, 0, dtype),
+    "ones": lambda shape, dtype: unknown_sizes.full(shape, 1, dtype),
+    "tile": unknown_sizes.tile,
+    "repeat": unknown_sizes.repeat,
+    "broadcast_to": unknown_sizes.broadcast_to,
+}
+_TAKE_SIZES = {
+    *(_slice, unknown_sizes.reshape, unknown_sizes.tile, unknown_sizes.repeat),
+    *(unknown_sizes.broadcast_to, *_OF_SIZES.values()),
 }

@@ -268,8 +268,36 @@ def swin():
     )
 
 
+def fnet():
+    text = {key: value for key, value in TEXT.items() if key != "num_heads"}
+    return hub.FNetBackbone(**text)
+
+
 # Transformers whose blocks cannot be called with symbolic tensors.
-CLOSED_BOXES = {"T5": t5, "Swin": swin}
+CLOSED_BOXES = {"FNet": fnet, "Swin": swin}
+
+DECODER = {key: value for key, value in TEXT.items() if "sequence" not in key}
+QUERIES = {
+    **{key: value for key, value in DECODER.items() if key != "num_heads"},
+    "num_query_heads": 4,
+    "num_key_value_heads": 2,
+}
+FALCON = {**DECODER, "num_attention_heads": DECODER["num_heads"]}
+FALCON.pop("num_heads")
+
+# Decoders that make their masks and positions for a sequence of any length.
+DECODERS = {
+    "Llama": lambda: hub.LlamaBackbone(**QUERIES),
+    "Gemma": lambda: hub.GemmaBackbone(**QUERIES, head_dim=8),
+    "Mistral": lambda: hub.MistralBackbone(**QUERIES, sliding_window=6),
+    "Qwen": lambda: hub.QwenBackbone(**QUERIES),
+    "Qwen3": lambda: hub.Qwen3Backbone(**QUERIES, head_dim=8, sliding_window_size=6),
+    "Phi-3": lambda: hub.Phi3Backbone(**QUERIES),
+    "Bloom": lambda: hub.BloomBackbone(**DECODER),
+    "Falcon": lambda: hub.FalconBackbone(**FALCON),
+    "GPT-NeoX": lambda: hub.GPTNeoXBackbone(**DECODER),
+    "T5": t5,
+}
 
 TRANSFORMERS = {
     "ViT-Tiny": vit_tiny,

@@ -397,3 +397,37 @@ def test_random_numbers_go_on_where_those_of_the_masked_model_are():
     for _ in range(2):
         expected = masked(images, training=True)
         assert_close(small(images, training=True), expected, 1e-4, 1e-4)
+
+
+def test_an_initializer_with_a_value_for_each_channel_loses_some(tmp_path):
+    """As the `T-Net` of PointNet has it."""
+    bias = keras.initializers.Constant(np.arange(8.0))
+    x = keras.Input((5,))
+    y = layers.Dense(8, bias_initializer=bias, name="dense")(x)
+    head = layers.Dense(2, name="head")(y)
+    masked = filterprune.wrap_model(randomise(keras.Model(x, head)))
+    masked.get_layer("dense").gate.assign([1, 0, 1, 0, 0, 1, 1, 0])
+    small = check_exact(masked)
+    value = small.get_layer("dense").bias_initializer.value
+    assert list(value) == [0, 2, 5, 6]
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    assert_close(loaded(np.ones((1, 5))), small(np.ones((1, 5))))
+
+
+def test_a_nested_model_is_called_on_maps_of_several_sizes():
+    """As the heads of RetinaNet are."""
+    head = keras.Sequential(
+        [
+            keras.Input((None, None, 8)),
+            layers.Conv2D(8, 3, padding="same", activation="relu"),
+            layers.Conv2D(2, 3, padding="same"),
+        ]
+    )
+    x = keras.Input((16, 16, 3))
+    first = layers.Conv2D(8, 3, strides=2, padding="same")(x)
+    second = layers.Conv2D(8, 3, strides=2, padding="same")(first)
+    model = randomise(keras.Model(x, [head(first), head(second)]))
+    masked = filterprune.wrap_model(model)
+    close_at_random(masked)
+    assert check_exact(masked).count_params() < 0.5 * model.count_params()

@@ -407,3 +407,179 @@ def test_subclassed_models_that_cannot_be_traced_are_refused():
 
     with pytest.raises(ValueError, match=r"'net'.*other parts in training"):
         filterprune.wrap_model(built(Moody(), images()))
+
+
+SIZES = {
+    "positions": lambda x, n, m: x + ops.cast(ops.arange(m), x.dtype)[:, None],
+    "backwards": lambda x, n, m: x * ops.cast(ops.arange(1 - m, 1), x.dtype)[:, None],
+    "from three": lambda x, n, m: x + ops.arange(3, 3 + m, dtype="float32")[:, None],
+    "causal": lambda x, n, m: ops.matmul(
+        ops.cast(ops.arange(m)[:, None] >= ops.arange(m), x.dtype), x
+    ),
+    "causal for all": lambda x, n, m: ops.matmul(
+        ops.cast(
+            ops.broadcast_to(ops.arange(m)[:, None] >= ops.arange(m), (n, m, m)),
+            x.dtype,
+        ),
+        x,
+    ),
+    "heads": lambda x, n, m: ops.reshape(
+        ops.transpose(ops.reshape(x, (n, m, 2, 4)), (0, 1, 3, 2)), (n, m, 8)
+    ),
+    "merged": lambda x, n, m: ops.reshape(ops.reshape(x, (n * m, 8)) * 2.0, (-1, 8)),
+    "ones": lambda x, n, m: x + ops.ones((n, m, 1)) + ops.full((m, 8), 2.0),
+    "zeros": lambda x, n, m: ops.concatenate([ops.zeros((n, 1, 8)), x], axis=1),
+    "tiled": lambda x, n, m: (
+        x + ops.tile(ops.reshape(ops.arange(8.0), (1, 1, 8)), (n, m, 1))
+    ),
+    "repeated": lambda x, n, m: x + ops.repeat(ops.ones((1, 8)), m, axis=0),
+    "a mean": lambda x, n, m: ops.sum(x, axis=1) / ops.cast(m, x.dtype),
+    "a band": lambda x, n, m: x * ops.cast(ops.minimum(m, 3), x.dtype),
+    "a slice": lambda x, n, m: x + ops.slice(ops.ones((20, 8)), (0, 0), (m, 8)),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_code_asks_for_sizes_that_are_unknown(name):
+    class Own(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(8)
+
+        def call(self, x):
+            return SIZES[name](self.dense(x), *ops.shape(x)[:2])
+
+    x = keras.Input((None, 3))
+    model = randomise(keras.Model(x, layers.Dense(2)(Own()(x))))
+    expanded = filterprune.expand(model, [Own])
+    assert not any(isinstance(layer, Own) for layer in expanded.layers)
+    for shape in ((2, 5, 3), (8, 3, 3), (3, 8, 3), (4, 4, 3)):
+        inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
+        assert_close(expanded(inputs), model(inputs), 1e-5, 1e-5)
+
+
+class PositionsOfSome(layers.Layer):
+    """A table that is longer than any sequence, and a causal mask."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(1, 16, shape[-1]), name="table")
+        self.query, self.value = (layers.Dense(shape[-1]) for _ in range(2))
+
+    def call(self, x):
+        length = ops.shape(x)[1]
+        x = x + self.table[:, :length]
+        scores = ops.matmul(self.query(x), ops.transpose(x, (0, 2, 1)))
+        places = ops.arange(length)
+        allowed = ops.expand_dims(places, 1) >= places
+        scores = ops.where(allowed, scores, -1e9)
+        return ops.matmul(ops.softmax(scores), self.value(x))
+
+
+def test_positions_and_causal_masks_of_any_length_are_pruned():
+    x = keras.Input((None, 3))
+    y = PositionsOfSome()(layers.Dense(8, name="before")(x))
+    y = layers.GlobalAveragePooling1D()(layers.Dense(6, name="after")(y))
+    masked = filterprune.wrap_model(randomise(keras.Model(x, layers.Dense(2)(y))))
+    assert filterprune.analyze(masked).barriers == ()
+    close_at_random(masked)
+    small = check_exact(masked, size=7)
+    assert small.get_layer("before").units == 4
+
+
+class Unused(keras.Model):
+    """A part that no call uses, and one whose mode has no default."""
+
+    def __init__(self):
+        super().__init__()
+        self.augment = keras.Sequential([layers.RandomFlip()])
+        self.teacher = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+        self.first, self.drop = layers.Dense(8, name="first"), layers.Dropout(0.1)
+        self.last = layers.Dense(2)
+
+    def call(self, x, training):
+        return self.last(self.drop(self.first(x), training=training))
+
+
+def test_a_subclassed_model_has_parts_that_it_does_not_call():
+    model = Unused()
+    model(np.zeros((2, 6), "float32"), training=False)
+    small = pruned(randomise(model))
+    assert small.get_layer("first").units == 4
+
+
+class Gathers(keras.Model):
+    """Rows of a table, by ids that no embedding reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = layers.Dense(8, name="first"), layers.Dense(2)
+
+    def call(self, inputs):
+        rows, ids = inputs
+        return self.last(ops.take(self.first(rows), ids, axis=0))
+
+
+def test_ids_that_no_embedding_reads_are_found():
+    model = Gathers()
+    ids = np.array([0, 1, 5], "int32")
+    model([np.ones((6, 5), "float32"), ids])
+    masked = filterprune.wrap_model(randomise(model))
+    assert [x.dtype for x in masked.inputs] == ["float32", "int32"]
+    filterprune.prune(masked, 0.5, scope="layer")
+    small = filterprune.compact(masked)
+    rows = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
+    assert_close(small([rows, ids]), masked([rows, ids]), 1e-5, 1e-5)
+    assert small.get_layer("first").units == 4
+
+
+class Odd(layers.Layer):
+    """Its code takes no symbolic tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(8)
+
+    def call(self, x):
+        if isinstance(x, keras.KerasTensor):
+            raise TypeError("only numbers")
+        return self.dense(x)
+
+
+class Around(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first, self.odd = layers.Dense(8), Odd()
+        self.middle, self.last = layers.Dense(16, name="middle"), layers.Dense(2)
+
+    def call(self, x):
+        return self.last(ops.relu(self.middle(self.odd(self.first(x)))))
+
+
+def test_one_layer_that_cannot_be_traced_does_not_keep_a_subclassed_model():
+    model = Around()
+    model(np.zeros((2, 6), "float32"))
+    small = pruned(randomise(model), barriers=1)
+    assert small.get_layer("middle").units == 8
+    (barrier,) = filterprune.analyze(model).barriers
+    assert "only numbers" in barrier
+
+
+class Positions(layers.Layer):
+    """Keras may ask it for a mask, and it has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.places = layers.Embedding(20, 8), layers.Embedding(6, 8)
+
+    def call(self, x):
+        return self.tokens(x) + self.places(ops.arange(x.shape[1]))
+
+    def compute_mask(self, x, mask=None):
+        return None if mask is None else ops.not_equal(x, 0)
+
+
+def test_a_layer_that_could_make_a_mask_and_does_not_is_traced():
+    x = keras.Input((6,), dtype="int32")
+    y = layers.GlobalAveragePooling1D()(layers.Dense(6)(Positions()(x)))
+    model = randomise(keras.Model(x, layers.Dense(2)(y)))
+    assert pruned(model).count_params() < 0.6 * model.count_params()

@@ -61,7 +61,7 @@ def contract(
         return _kept_channels(xs, names, constants, places, output, shape)
     if not places:
         _count(xs, names, constants, {})
-        return _unlabelled(xs, shape)
+        return unlabelled(xs, shape)
     ((name, found),) = places.items()
     vectors = [table.tie_along(xs[number].labels, axis) for number, axis in found]
     _count(xs, names, constants, {name: vectors[0]})
@@ -170,7 +170,7 @@ def _product(xs, names, heads, vector, to, shape) -> Channels:
     return result
 
 
-def _unlabelled(xs, shape) -> Channels:
+def unlabelled(xs, shape) -> Channels:
     """What is made of tensors without channels to tell apart."""
     call = current()
     result = Channels(shape, call.flow.table.new(*(1,) * len(shape)))
@@ -201,10 +201,10 @@ def _kept_channels(xs, names, constants, places, output, shape) -> Channels:
     _count(xs, names, constants, {name: vector})
     if len(xs) > 1:
         current().flow.marks.append((vector, "value_dim"))
-    return _same_rows(xs, number, axis, output.index(name), shape)
+    return same_rows(xs, number, axis, output.index(name), shape)
 
 
-def _same_rows(xs, number, axis, to, shape) -> Channels:
+def same_rows(xs, number, axis, to, shape) -> Channels:
     """The output has the channels of one operand, along axis `to`."""
     call = current()
     vector = call.flow.table.tie_along(xs[number].labels, axis)

@@ -4,6 +4,7 @@ A config does not: many a layer's `get_config` forgets an argument. So all that
 the layer remembers is looked at, attribute by attribute.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -117,7 +118,8 @@ class _Describer:
         if isinstance(value, types.FunctionType) and _is_global(value):
             return value
         if not isinstance(value, keras.KerasTensor) and keras.ops.is_tensor(value):
-            value = keras.ops.convert_to_numpy(value)
+            with contextlib.suppress(Exception):  # one of a graph has no value
+                value = keras.ops.convert_to_numpy(value)
         is_array = isinstance(value, (np.ndarray, np.generic))
         if is_array and value.size <= _MOST and not value.dtype.hasobject:
             return value.shape, str(value.dtype), value.tobytes()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import keras
 
-from filterprune.channels.trace import has_graph, is_graph, part_named
+from filterprune.channels.trace import is_graph, part_named
 
 _LAYER_RULES: dict[type, Callable] = {}
 _OPERATION_RULES: dict[str, Callable] = {}
@@ -193,14 +193,14 @@ def is_traced(layer) -> bool:
         )
         and not is_graph(layer)
         and cls.__call__ is keras.layers.Layer.__call__
-        and (has_graph(layer) or not _makes_masks(layer))
+        and (cls not in _CODE or not makes_masks(layer))
         and layer.activity_regularizer is None
         and layer_rule(cls) is None
         and barrier_reason(cls) is None
     )
 
 
-def _makes_masks(layer) -> bool:
+def makes_masks(layer) -> bool:
     """Whether Keras asks a layer, and not what it calls, for the mask of its output."""
     if type(layer) in _CODE:
         return layer.mask is not None

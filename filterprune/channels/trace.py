@@ -357,6 +357,14 @@ def takes_training(op) -> bool:
     return is_layer(op) and "training" in call_parameters(op)
 
 
+def no_mode(layer) -> dict:
+    """The arguments that tell a layer no mode, where its `call` must be told one."""
+    if not takes_training(layer):
+        return {}
+    default = call_signature(layer).parameters["training"].default
+    return {"training": None} if default is inspect.Parameter.empty else {}
+
+
 def call_parameters(layer) -> tuple[str, ...]:
     """The names of what a layer's `call` takes."""
     return tuple(call_signature(layer).parameters)

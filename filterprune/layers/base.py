@@ -155,9 +155,11 @@ class Masked(keras.layers.Wrapper):
         return {name: getattr(self, own) for name, own in self._gate_names.items()}
 
     def __call__(self, *args, **kwargs):
-        first = call_parameters(self.layer)[0]  # by whatever name `layer` knows it
-        if not args and first in kwargs:
+        first, *rest = call_parameters(self.layer)
+        if not args and first in kwargs:  # by whatever name `layer` knows it
             args = (kwargs.pop(first),)
+        elif len(args) == 2 and rest[0] in ("mask", "training"):
+            args, kwargs = args[:1], {rest[0]: args[1], **kwargs}
         return super().__call__(*args, **kwargs)
 
     @property

@@ -4,9 +4,10 @@ from keras import layers
 
 from filterprune.channels.activations import activation_of
 from filterprune.channels.calls import current, describe
+from filterprune.channels.labels import Channels
 from filterprune.channels.moves import varied_axes
 from filterprune.channels.registry import known_type, operation, rule
-from filterprune.channels.verbs import coupling, fixed, normalise, same
+from filterprune.channels.verbs import barrier, coupling, fixed, normalise, same
 
 
 @rule(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU)
@@ -32,9 +33,15 @@ def prelu(layer, x):
 
 
 @rule(layers.Softmax)
-def softmax(layer, x):
+def softmax(layer, x, mask=None):
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    return _softmax(x, [axis % x.ndim for axis in axes])
+    axes = [axis % x.ndim for axis in axes]
+    if mask is None:
+        return _softmax(x, axes)
+    axis = _axis_of_channels(x)
+    if axis in axes or not isinstance(mask, Channels) or varied_axes(mask):
+        return barrier("it is called with a mask of channels")
+    return same(x, axis=axis, keeps_zero=False)
 
 
 @operation("Softmax", "LogSoftmax", "Sparsemax")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from filterprune.channels.calls import current
+from filterprune.channels.contraction import same_rows, unlabelled
 from filterprune.channels.joining import gate_behind
 from filterprune.channels.labels import Channels
 from filterprune.channels.moves import concatenate as concatenated
@@ -156,9 +157,11 @@ def _survivors_wrapped(kept, places):
 
 @operation("Take")
 def gather(op, x, indices):
-    if isinstance(indices, Channels) or op.axis is None:
-        return barrier("its indices are computed, or into a flattened tensor")
+    if op.axis is None or not isinstance(x, Channels):
+        return barrier("it gathers from a flattened tensor, or from constants")
     axis = op.axis % x.ndim
+    if isinstance(indices, Channels):
+        return _places(x, indices, axis)
     if axis in varied_axes(x):
         chosen = np.asarray(indices)
         if chosen.ndim != 1:
@@ -175,6 +178,17 @@ def gather(op, x, indices):
         call = current()
         call.flow.binding(call).rewrite = rewrite
     return take(x, run_on_arrays([x]))
+
+
+def _places(x, indices, axis):
+    """What stands at places that are computed, as those of a sequence."""
+    shape, varied = current().outputs[0], varied_axes(x)
+    if axis in varied:
+        return barrier("the channels that it gathers are computed")
+    if not varied:
+        return unlabelled([x, indices], shape)
+    to = varied[-1] + (indices.ndim - 1 if varied[-1] > axis else 0)
+    return same_rows([x, indices], 0, varied[-1], to, shape)
 
 
 @operation("GetItem")
