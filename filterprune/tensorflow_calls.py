@@ -296,8 +296,8 @@ def _sum(x, y):
 
 
 def _may_pass_for_bias(x) -> bool:
-    *others, last = (1, *getattr(x, "shape", ()))
-    return last in (1, None) and any(size != 1 for size in others)
+    shape = [*getattr(x, "shape", ())]
+    return shape[-1:] in ([1], [None]) and any(size != 1 for size in shape[:-1])
 
 
 def _band_part(x, lower, upper):

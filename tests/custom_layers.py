@@ -348,6 +348,28 @@ class Program(layers.Layer):
     def flipped(self, x):
         return ops.flip(x, axis=1) + x
 
+    def rows(self, x):
+        """A value for each row, of which there may be any number."""
+        places = ops.cast(ops.arange(self.count(x)), x.dtype)
+        return x + ops.reshape(places, (-1, 1, 1)) * self.own("slope")
+
+    def above(self, x):
+        """The sum of the rows above."""
+        places = ops.arange(self.count(x))
+        allowed = ops.cast(ops.expand_dims(places, 1) >= places, x.dtype)
+        return ops.einsum("ij,bjwc->biwc", allowed, x) * self.own("share")
+
+    def edge(self, x):
+        """Rows that are made of the sizes alone."""
+        if self.making:
+            return ops.concatenate([x[:, :1], x], axis=1)
+        samples, _, width, channels = ops.shape(x)
+        row = ops.ones((samples, 1, width, channels), x.dtype)
+        return ops.concatenate([row, x], axis=1)
+
+    def count(self, x):
+        return x.shape[1] or 4 if self.making else ops.shape(x)[1]
+
     def tanh(self, x):
         return self.api.tanh(x)
 
@@ -375,7 +397,7 @@ class Program(layers.Layer):
         """The names of all steps."""
         names = list(vars(cls))
         first, last = names.index("scale"), names.index("normalise")
-        return names[first : last + 1]
+        return [name for name in names[first : last + 1] if name != "count"]
 
 
 def _of_tensorflow():

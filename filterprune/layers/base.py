@@ -159,7 +159,8 @@ class Masked(keras.layers.Wrapper):
         if not args and first in kwargs:  # by whatever name `layer` knows it
             args = (kwargs.pop(first),)
         elif len(args) == 2 and rest[0] in ("mask", "training"):
-            args, kwargs = args[:1], {rest[0]: args[1], **kwargs}
+            kwargs[rest[0]] = args[1]
+            args = args[:1]
         return super().__call__(*args, **kwargs)
 
     @property

@@ -567,6 +567,7 @@ OPERATIONS = {
         *on_map(lambda x: x * 0.5, lambda x: x * ARRAY),
         *on_map(*[lambda x, c=c: x * c for c in CONSTANTS]),
         *on_map(lambda x: layers.Conv2D(1, 1)(x) * ARRAY + x),
+        *on_map(lambda x: x + ops.mean(x) * np.full((1, 1, 1), 2.0, "float32")),
     ],
     "Divide": on_map(
         lambda x: ops.divide(x, 2.0),

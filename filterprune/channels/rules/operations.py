@@ -19,8 +19,14 @@ from filterprune.channels.verbs import along, barrier, same, take
 def operands(*values):
     """Every operand as `Channels`; a constant array is sliced with its tensor."""
     call = current()
-    tensors = [value for value in values if isinstance(value, Channels)]
     ndim = max(x.ndim if isinstance(x, Channels) else np.ndim(x) for x in values)
+    values = [  # as NumPy, from the last axis on
+        _of_rank(value, ndim)
+        if isinstance(value, Channels) and value.ndim < ndim
+        else value
+        for value in values
+    ]
+    tensors = [value for value in values if isinstance(value, Channels)]
     found = []
     for value in values:
         if not isinstance(value, Channels):
@@ -28,8 +34,6 @@ def operands(*values):
             value = constant(np.asarray(array), beside=tensors)
             if value.ndim:
                 call.flow.binding(call).arguments[id(array)] = value
-        elif value.ndim < ndim:  # as NumPy, from the last axis on
-            value = _of_rank(value, ndim)
         found.append(value)
     return found
 
