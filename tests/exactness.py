@@ -13,7 +13,8 @@ from filterprune.verification import relative_difference
 
 # Keras 3.15 computes some of float64 in float32 elsewhere: matrix products on
 # PyTorch, `tanh` and its like on JAX.
-DOUBLE = 1e-9 if keras.backend.backend() == "tensorflow" else 1e-5
+MIXED = 1e-5
+DOUBLE = 1e-9 if keras.backend.backend() == "tensorflow" else MIXED
 LIMITS = {"float32": 1e-4, "float64": DOUBLE}
 # How many times what a change in the last bit of the inputs does is rounding too.
 TIMES = 64
@@ -178,9 +179,15 @@ def _run(masked, batch_size, size, seed):
         return inputs, masked(inputs, training=False)
 
 
+def limit_of(model):
+    """What rounding alone may come to in the outputs of a model."""
+    limit = LIMITS[keras.config.floatx()]
+    return limit if is_double(model) else max(limit, MIXED)
+
+
 def is_double(model):
     """Whether all of a model is computed in float64."""
-    if keras.config.floatx() != "float64" or DOUBLE > 1e-6:
+    if keras.config.floatx() != "float64" or DOUBLE == MIXED:
         return False
     # TensorFlow resizes images of any dtype in float32.
     resize = ("Resize", "Resizing", "UpSampling2D", "CenterCrop", "AffineTransform")
@@ -242,7 +249,7 @@ def check_exact_but_for_rounding(masked, limit=None, **kwargs):
     The difference must then be within what a change in the last bit of the inputs does
     to the masked model itself, up to a factor.
     """
-    limit = limit or LIMITS[keras.config.floatx()]
+    limit = limit or limit_of(masked)
     found = difference(masked, compacted(masked), **kwargs)
     if found < limit:
         return False
@@ -266,7 +273,7 @@ def compacted(masked, verify=True):
 def check_exact(masked, limit=None, verify=True, **kwargs):
     """Compact a masked model, compare, and return the compact model."""
     small = compacted(masked, verify)
-    limit = limit or LIMITS[keras.config.floatx()]
+    limit = limit or limit_of(masked)
     found = difference(masked, small, **kwargs)
     assert found < limit, f"masked and compact differ by {found:.2g}"
     return small
