@@ -45,7 +45,16 @@ def hub_models():
         import hub_models as hub
     except ImportError:
         return {}
-    return {f"keras-hub {k}": v for k, v in {**hub.WHOLE, **hub.COMPOSITE}.items()}
+    found = hub.WHOLE | hub.COMPOSITE | hub.KEPT | hub.CLOSED_BOXES
+    found |= hub.TRANSFORMERS | hub.DECODERS | hub.LANGUAGE_MODELS
+    return {f"keras-hub {name}": build for name, build in found.items()}
+
+
+def size_for(name, model):
+    """The size of images, or the length of sequences, where any will do."""
+    if all(len(x.shape) < 4 for x in model.inputs):
+        return 12
+    return 64 if name in hub_models() else 96
 
 
 def build(name):
@@ -76,7 +85,7 @@ def measure(name, dtype):
         started = time.perf_counter()
         small = filterprune.compact(masked, verify=False)
         seconds = time.perf_counter() - started
-        found = difference(masked, small, size=64 if name in hub_models() else 96)
+        found = difference(masked, small, size=size_for(name, model))
     return {
         "layers": len(model.layers),
         "difference": found,
@@ -110,6 +119,7 @@ def table(nets, versions):
         "is closed at random, and the outputs of the masked and the compact model are",
         "compared: the largest difference, relative to the largest output. Prunable is",
         "the share of filters that can be removed; the others are named by the reason.",
+        "Left is the share of parameters.",
         "",
         ".. list-table::",
         "   :header-rows: 1",
@@ -117,6 +127,7 @@ def table(nets, versions):
         "   * - net",
         "     - layers",
         "     - prunable",
+        "     - left",
         "     - float32",
         "     - float64",
         "     - what stays, and why",
@@ -129,6 +140,7 @@ def table(nets, versions):
             f"   * - {name}",
             f"     - {known['layers']}",
             f"     - {known['prunable']:.1%}",
+            f"     - {known['params'][1] / known['params'][0]:.2f}",
             f"     - {shown(single)}",
             f"     - {shown(double)}",
             "     - " + "; ".join(reason.replace("`", "``") for reason in reasons),

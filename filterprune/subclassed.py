@@ -116,5 +116,6 @@ def _symbolic(shapes, name=None):
     if isinstance(shapes, dict):
         return {key: _symbolic(shape, key) for key, shape in shapes.items()}
     if any(isinstance(size, (list, tuple)) for size in shapes):
-        return type(shapes)(_symbolic(shape) for shape in shapes)
+        found = [_symbolic(shape) for shape in shapes]  # Keras may keep its own kind
+        return tuple(found) if isinstance(shapes, tuple) else found
     return keras.Input(shapes[1:], name=name)

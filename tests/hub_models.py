@@ -353,3 +353,17 @@ SAVED = {
         hub.SegFormerImageSegmenter, segformer(), num_classes=3
     ),
 }
+
+# With a head that reads their width, so that this goes too.
+LANGUAGE_MODELS = {
+    f"{name} language model": lambda name=name, cls=cls: task(cls, DECODERS[name]())
+    for name, cls in {
+        "Llama": hub.LlamaCausalLM,
+        "Gemma": hub.GemmaCausalLM,
+        "Mistral": hub.MistralCausalLM,
+        "Qwen": hub.QwenCausalLM,
+        "Phi-3": hub.Phi3CausalLM,
+        "Bloom": hub.BloomCausalLM,
+        "Falcon": hub.FalconCausalLM,
+    }.items()
+}

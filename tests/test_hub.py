@@ -27,6 +27,7 @@ from hub_models import (
     COMPOSITE,
     DECODERS,
     KEPT,
+    LANGUAGE_MODELS,
     SAVED,
     TRANSFORMERS,
     WHOLE,
@@ -81,6 +82,17 @@ def test_decoders_for_sequences_of_any_length_are_pruned(name, tmp_path):
     for size in (7, 12):
         assert difference(masked, small, size=size) < LIMITS["float64"]
         assert difference(small, loaded, size=size) < LIMITS["float64"]
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_language_models_lose_their_width_too(name):
+    model = randomise(LANGUAGE_MODELS[name]())
+    masked = filterprune.wrap_model(model)
+    assert filterprune.analyze(masked).fixed == ()
+    filterprune.prune(masked, 0.5, scope="layer")
+    small = filterprune.compact(masked)
+    assert small.count_params() < 0.45 * model.count_params()
+    assert difference(masked, small, size=9) < LIMITS["float32"]
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

@@ -439,7 +439,14 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+# Elsewhere Keras itself cannot build a model that takes so many rows as are unknown.
+SLICED = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="no slices")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[SLICED] if "slice" in n else []) for n in SIZES],
+)
 def test_code_asks_for_sizes_that_are_unknown(name):
     class Own(layers.Layer):
         def __init__(self):
@@ -475,6 +482,7 @@ class PositionsOfSome(layers.Layer):
         return ops.matmul(ops.softmax(scores), self.value(x))
 
 
+@SLICED
 def test_positions_and_causal_masks_of_any_length_are_pruned():
     x = keras.Input((None, 3))
     y = PositionsOfSome()(layers.Dense(8, name="before")(x))
