@@ -168,11 +168,23 @@ def why_not_held(layer) -> str | None:
     for variable in own_variables(layer):
         if id(variable) not in weights:
             return f"it has the variable `{variable.name}`, which is no weight"
-        if "float" not in variable.dtype or variable.dtype != layer.variable_dtype:
-            return f"its weight `{variable.name}` is of dtype {variable.dtype}"
-        if layer.compute_dtype != variable.dtype and not is_autocast(variable):
-            return f"its weight `{variable.name}` stays of dtype {variable.dtype}"
+        if "float" not in variable.dtype:
+            values = keras.ops.convert_to_numpy(variable)
+            if variable.trainable or np.abs(values).max(initial=0) > _WHOLE_NUMBERS:
+                return f"its weight `{variable.name}` is of dtype {variable.dtype}"
     return None
+
+
+def _held_as(layer, variable):
+    """The dtype policy of a layer that holds another's variable."""
+    if "float" not in variable.dtype:
+        return "float32"
+    if variable.dtype == layer.variable_dtype and is_autocast(variable):
+        return layer.dtype_policy
+    return variable.dtype
+
+
+_WHOLE_NUMBERS = 2**24  # all of them are numbers in float32
 
 
 def makes_a_mask(layer, args, kwargs) -> bool:
@@ -271,15 +283,17 @@ class Trial:
 
     def hold(self, layer, weight):
         """A symbolic tensor that stands for a weight of a layer."""
-        dtype = layer.compute_dtype
+        policy = keras.dtype_policies.get(_held_as(layer, weight))
+        dtype = policy.compute_dtype
         if dtype not in self._ones:
             one = keras.ops.ones_like(_nothing(self.inputs[0]), dtype=dtype)
             self._ones[dtype] = keras.ops.reshape(one, (1,))
         number = self._numbers[id(weight)]
         if number not in self._holders:
-            self._let_hold(number, holder_of(weight.shape), layer.dtype_policy)
+            self._let_hold(number, holder_of(weight.shape), policy)
         made = self._holders[number][0](self._ones[dtype])
-        return keras.ops.squeeze(made, 0 if weight.shape else None)
+        made = keras.ops.squeeze(made, 0 if weight.shape else None)
+        return made if "float" in weight.dtype else keras.ops.cast(made, weight.dtype)
 
     def symbolic(self, tensor):
         """A symbolic tensor of the same value."""
@@ -499,7 +513,7 @@ class Trial:
         weights = layer.weights if self._draws(layer) else []
         values = [*map(_drawn, weights, range(len(weights)))]
         held = [
-            keras.ops.reshape(value, variable.shape)
+            keras.ops.reshape(keras.ops.cast(value, variable.dtype), variable.shape)
             for value, variable in zip(values, self._variables)
         ]
         with undisturbed(model, values=zip(self._variables, held), seed=1):

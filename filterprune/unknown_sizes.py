@@ -205,8 +205,7 @@ def repeat(x, repeats, axis=None):
 def first_places(x, key):
     """Part of a tensor, up to sizes that may be unknown."""
     parts = [*key] if isinstance(key, (list, tuple)) else [key]
-    if Ellipsis in [part for part in parts if part is Ellipsis]:
-        where = next(i for i, part in enumerate(parts) if part is Ellipsis)
+    for where in [i for i, part in enumerate(parts) if part is Ellipsis]:
         rest = len(x.shape) - sum(part is not None for part in parts) + 1
         parts[where : where + 1] = [slice(None)] * rest
     axis = 0

@@ -63,7 +63,7 @@ class Indexed(layers.Layer):
     def build(self, shape):
         self.dense = layers.Dense(shape[-1])
         self.dense.build(shape)
-        about = {"dtype": "int32", "trainable": False, "initializer": "zeros"}
+        about = {"dtype": "int32", "initializer": "zeros"}
         self.index = self.add_weight(shape=(shape[-1],), name="index", **about)
 
     def call(self, x):

@@ -591,3 +591,41 @@ def test_a_layer_that_could_make_a_mask_and_does_not_is_traced():
     y = layers.GlobalAveragePooling1D()(layers.Dense(6)(Positions()(x)))
     model = randomise(keras.Model(x, layers.Dense(2)(y)))
     assert pruned(model).count_params() < 0.6 * model.count_params()
+
+
+class Relative(layers.Layer):
+    """Attention with biases by relative position, as in Swin."""
+
+    def build(self, shape):
+        self.query, self.value = (layers.Dense(shape[-1]) for _ in range(2))
+        places = np.arange(shape[1])
+        index = places[:, None] - places + shape[1] - 1
+        self.bias = self.add_weight(shape=(2 * shape[1] - 1, 1), name="bias")
+        self.index = self.add_weight(
+            shape=index.shape,
+            dtype="int64",
+            trainable=False,
+            initializer=lambda shape, dtype: index,
+            name="index",
+        )
+        self.allowed = self.add_weight(
+            shape=(shape[1],), dtype="float64", trainable=False, name="allowed"
+        )
+
+    def call(self, x):
+        scores = ops.matmul(self.query(x), ops.transpose(x, (0, 2, 1)))
+        scores = scores + ops.take(self.bias, self.index, axis=0)[..., 0]
+        scores = scores + ops.cast(self.allowed, scores.dtype)
+        return ops.matmul(ops.softmax(scores), self.value(x))
+
+
+def test_tables_of_indices_and_weights_of_other_dtypes_are_held(tmp_path):
+    model = net_of(Relative(name="mine"), size=(9, 3))
+    small = pruned(model)
+    assert small.get_layer("before").filters == 4
+    assert small.get_layer("mine_allowed").kernel.dtype == "float64"
+    assert not small.get_layer("mine_index").trainable
+    small.save(tmp_path / "small.keras")
+    loaded = keras.models.load_model(tmp_path / "small.keras")
+    x = np.random.default_rng(0).normal(size=(2, 9, 3))
+    assert_close(loaded(x), small(x), 1e-6, 1e-6)

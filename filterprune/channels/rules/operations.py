@@ -20,15 +20,15 @@ def operands(*values):
     """Every operand as `Channels`; a constant array is sliced with its tensor."""
     call = current()
     ndim = max(x.ndim if isinstance(x, Channels) else np.ndim(x) for x in values)
-    values = [  # as NumPy, from the last axis on
+    wide = [  # as NumPy, from the last axis on
         _of_rank(value, ndim)
         if isinstance(value, Channels) and value.ndim < ndim
         else value
         for value in values
     ]
-    tensors = [value for value in values if isinstance(value, Channels)]
+    tensors = [value for value in wide if isinstance(value, Channels)]
     found = []
-    for value in values:
+    for value in wide:
         if not isinstance(value, Channels):
             array = value
             value = constant(np.asarray(array), beside=tensors)
