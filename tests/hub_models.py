@@ -295,7 +295,7 @@ DECODERS = {
     "Phi-3": lambda: hub.Phi3Backbone(**QUERIES),
     "Bloom": lambda: hub.BloomBackbone(**DECODER),
     "Falcon": lambda: hub.FalconBackbone(**FALCON),
-    "GPT-NeoX": lambda: hub.GPTNeoXBackbone(**DECODER),
+    "GPT-NeoX": lambda: hub.GPTNeoXBackbone(**DECODER, rotary_percentage=0.5),
     "T5": t5,
 }
 
