@@ -89,6 +89,8 @@ _MOST = 3  # inputs whose dtype is found by trial
 
 def _traced(model, inputs):
     copy = copy_object(model)
+    if any(x.name == copy.name for x in keras.tree.flatten(inputs)):
+        copy.name = f"{copy.name}_model"
     outer = keras.Model(inputs, copy(inputs, **no_mode(copy)), name=model.name)
     return expand_as(outer, copy)
 

@@ -286,18 +286,33 @@ def _sum(x, y):
     """What TensorFlow means by a sum.
 
     `ops.add` takes what comes second for a bias if it has several places along one
-    axis alone, and they are as many as channels.
+    axis alone, and they are as many as those of the first along the last axis, or else
+    along the second.
     """
-    if not _may_pass_for_bias(y):
+    if not _may_pass_for_bias(y, x):
         return ops.add(x, y)
-    if not _may_pass_for_bias(x):
+    if not _may_pass_for_bias(x, y):
         return ops.add(y, x)
     return ops.subtract(x, ops.negative(y))
 
 
-def _may_pass_for_bias(x) -> bool:
-    shape = [*getattr(x, "shape", ())]
-    return shape[-1:] in ([1], [None]) and any(size != 1 for size in shape[:-1])
+def _may_pass_for_bias(x, other) -> bool:
+    """Whether a tensor may be added to another along an axis that is not its own."""
+    shape, sizes = (tuple(getattr(one, "shape", ())) for one in (x, other))
+    if len(sizes) < 2:
+        return False
+    several = [axis for axis, size in enumerate(shape) if size != 1]
+    for axis in several:
+        if any(shape[rest] is not None for rest in several if rest != axis):
+            continue  # it has several places along that one too
+        own = axis - len(shape) + len(sizes)
+        for taken in (len(sizes) - 1, 1):
+            if None in (shape[axis], sizes[taken]) or shape[axis] == sizes[taken]:
+                if own != taken:
+                    return True
+                if None not in (shape[axis], sizes[taken]):
+                    break  # it is that for sure
+    return False
 
 
 def _band_part(x, lower, upper):

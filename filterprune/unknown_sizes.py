@@ -202,8 +202,14 @@ def repeat(x, repeats, axis=None):
     return tile(x, [repeats if i == axis else 1 for i in range(len(x.shape))])
 
 
-def first_places(x, key):
-    """Part of a tensor, up to sizes that may be unknown."""
+def first_places(x, key, clips: bool = True):
+    """Part of a tensor, up to sizes that may be unknown.
+
+    Args:
+        x: the tensor.
+        key: what stands in brackets behind it.
+        clips: whether a size may be more than there are places.
+    """
     parts = [*key] if isinstance(key, (list, tuple)) else [key]
     for where in [i for i, part in enumerate(parts) if part is Ellipsis]:
         rest = len(x.shape) - sum(part is not None for part in parts) + 1
@@ -213,7 +219,12 @@ def first_places(x, key):
         if isinstance(part, slice) and _is_unknown([part.start, part.stop, part.step]):
             if part.start not in (None, 0) or part.step not in (None, 1):
                 raise NotImplementedError(UNKNOWN)
-            x = ops.take(x, arange(part.stop), axis=axis)
+            places = arange(part.stop)
+            if clips and x.shape[axis] is None:
+                raise NotImplementedError(UNKNOWN)
+            if clips:
+                places = places[(slice(x.shape[axis]),)]
+            x = ops.take(x, places, axis=axis)
             parts[number] = slice(None)
         axis += part is not None
     return x[tuple(parts)]
@@ -239,7 +250,7 @@ def part_of(inputs, start_indices, shape):
         )
         for start, size in zip(start_indices, shape, strict=True)
     )
-    return first_places(inputs, key)
+    return first_places(inputs, key, clips=False)
 
 
 class _State(threading.local):
@@ -290,16 +301,19 @@ _OF_NUMBERS = (
 _FUNCTIONS |= {name: _on_values(getattr(ops, name)) for name in _OF_NUMBERS}
 
 
-def _answering(plain: Callable, ours: Callable) -> Callable:
-    """A function of Keras that takes unknown sizes in this thread's trace."""
+def _answering(ours: Callable) -> Callable:
+    """From a function of Keras to one that takes unknown sizes in a thread's trace."""
 
-    @functools.wraps(plain)
-    def answer(*args, **kwargs):
-        if STATE.sizes and _is_unknown([*args, *kwargs.values()]):
-            return ours(*args, **kwargs)
-        return plain(*args, **kwargs)
+    def answering(plain):
+        @functools.wraps(plain)
+        def answer(*args, **kwargs):
+            if STATE.sizes and _is_unknown([*args, *kwargs.values()]):
+                return ours(*args, **kwargs)
+            return plain(*args, **kwargs)
 
-    return answer
+        return answer
+
+    return answering
 
 
 def _asked_for_shape(plain: Callable) -> Callable:
@@ -315,7 +329,7 @@ def _asked_for_shape(plain: Callable) -> Callable:
 def _taking_part(plain: Callable) -> Callable:
     @functools.wraps(plain)
     def answer(x, key):
-        parts = key if isinstance(key, tuple) else (key,)
+        parts = key = key if isinstance(key, (tuple, list)) else (key,)
         ends = [one for p in parts if isinstance(p, slice) for one in (p.start, p.stop)]
         if STATE.sizes and _is_unknown(ends):
             return first_places(x, key)
@@ -334,10 +348,9 @@ def sizes_as_keras(wanted: bool = True) -> Iterator[None]:
     with _LOCK:
         _TRACES[0] += 1
         if _TRACES[0] == 1:
-            for name, ours in _FUNCTIONS.items():
-                setattr(ops, name, _answering(_PLAIN[name], ours))
-            ops.shape = _asked_for_shape(_PLAIN["shape"])
-            keras.KerasTensor.__getitem__ = _taking_part(_PLAIN["__getitem__"])
+            for place, name, answering in _ANSWERS:
+                _PLAIN[name] = getattr(place, name)
+                setattr(place, name, answering(_PLAIN[name]))
     before, STATE.sizes = STATE.sizes, wanted
     try:
         yield
@@ -346,12 +359,14 @@ def sizes_as_keras(wanted: bool = True) -> Iterator[None]:
         with _LOCK:
             _TRACES[0] -= 1
             if not _TRACES[0]:
-                for name in (*_FUNCTIONS, "shape"):
-                    setattr(ops, name, _PLAIN[name])
-                keras.KerasTensor.__getitem__ = _PLAIN["__getitem__"]
+                for place, name, _ in _ANSWERS:
+                    setattr(place, name, _PLAIN[name])
 
 
-_PLAIN: dict[str, Callable] = {
-    **{name: getattr(ops, name) for name in (*_FUNCTIONS, "shape")},
-    "__getitem__": keras.KerasTensor.__getitem__,
-}
+# Where a function is, its name, and what answers in its place.
+_ANSWERS: list[tuple] = [
+    *((ops, name, _answering(ours)) for name, ours in _FUNCTIONS.items()),
+    (ops, "shape", _asked_for_shape),
+    (keras.KerasTensor, "__getitem__", _taking_part),
+]
+_PLAIN: dict[str, Callable] = {}  # what was there before

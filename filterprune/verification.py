@@ -304,7 +304,10 @@ def is_same(model, other) -> Comparison | None:
     except Unverifiable:
         return None
     allowed = tolerance_of(model)
-    found = _difference(model, other, runs, allowed)
+    try:
+        found = _difference(model, other, runs, allowed)
+    except VerificationError:  # it raises for what the first one takes
+        return Comparison(math.inf, allowed, runs)
     # Inference was compared first; what is random in training mode cannot be.
     random = found.run.training and not found.steady
     return Comparison(0.0 if random else found.worst, allowed, runs)

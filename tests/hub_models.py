@@ -273,8 +273,8 @@ def fnet():
     return hub.FNetBackbone(**text)
 
 
-# Transformers whose blocks cannot be called with symbolic tensors.
-CLOSED_BOXES = {"FNet": fnet, "Swin": swin}
+# A transformer whose blocks cannot be called with symbolic tensors.
+CLOSED_BOXES = {"FNet": fnet}
 
 DECODER = {key: value for key, value in TEXT.items() if "sequence" not in key}
 QUERIES = {
@@ -311,6 +311,7 @@ TRANSFORMERS = {
     "OPT": lambda: hub.OPTBackbone(**TEXT),
     "BART": lambda: hub.BartBackbone(**TEXT),
     "Whisper": whisper,
+    "Swin": swin,
 }
 
 

@@ -73,15 +73,18 @@ def test_decoders_for_sequences_of_any_length_are_pruned(name, tmp_path):
     masked = filterprune.wrap_model(model)
     report = filterprune.analyze(masked)
     assert report.barriers == ()
-    assert {"heads", "ffn"} <= {group.kind for group in report.prunable}
+    # Of two of them one weight, or a constant, meets all heads.
+    kinds = {"ffn"} if name in ("Qwen3", "T5") else {"heads", "ffn"}
+    assert kinds <= {group.kind for group in report.prunable}
     close_at_random(masked)
     small = filterprune.compact(masked)
     assert small.count_params() < 0.9 * model.count_params()
     small.save(tmp_path / "small.keras")
     loaded = keras.models.load_model(tmp_path / "small.keras")
     for size in (7, 12):
-        assert difference(masked, small, size=size) < LIMITS["float64"]
-        assert difference(small, loaded, size=size) < LIMITS["float64"]
+        # They take their softmax in float32.
+        assert difference(masked, small, size=size) < 1e-6
+        assert difference(small, loaded, size=size) < 1e-6
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
@@ -100,7 +103,7 @@ def test_language_models_lose_their_width_too(name):
 def test_heads_and_feed_forward_widths_are_pruned_exactly(name, dtype):
     keras.config.set_floatx(dtype)
     model = randomise(TRANSFORMERS[name]())
-    size = 12 if "ViT" not in name else 64
+    size = 64 if "ViT" in name or name == "Swin" else 12
     masked = filterprune.wrap_model(model)
     assert difference(model, masked, size=size) < 1e-5
     kinds = {group.kind for group in filterprune.analyze(masked).prunable}
@@ -117,7 +120,7 @@ def test_blocks_that_cannot_be_opened_are_named_and_stay_as_they_are(name):
     report = filterprune.analyze(model)
     assert any("composite layer" in barrier for barrier in report.barriers)
     masked = filterprune.wrap_model(model)
-    assert difference(model, masked, size=12 if name == "FNet" else 64) < 1e-5
+    assert difference(model, masked, size=12) < 1e-5
 
 
 def test_what_is_left_of_a_decoder_is_causal_and_keeps_to_the_padding():

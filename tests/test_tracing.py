@@ -435,6 +435,9 @@ SIZES = {
     "repeated": lambda x, n, m: x + ops.repeat(ops.ones((1, 8)), m, axis=0),
     "a mean": lambda x, n, m: ops.sum(x, axis=1) / ops.cast(m, x.dtype),
     "a band": lambda x, n, m: x * ops.cast(ops.minimum(m, 3), x.dtype),
+    "more than there are": lambda x, n, m: (
+        x + ops.sum(ops.transpose(x, (0, 2, 1))[:, :m], axis=1)[..., None]
+    ),
     "a slice": lambda x, n, m: x + ops.slice(ops.ones((20, 8)), (0, 0), (m, 8)),
 }
 
@@ -445,7 +448,12 @@ SLICED = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="no 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[SLICED] if "slice" in n else []) for n in SIZES],
+    [
+        pytest.param(
+            n, marks=[SLICED] if n in ("a slice", "more than there are") else []
+        )
+        for n in SIZES
+    ],
 )
 def test_code_asks_for_sizes_that_are_unknown(name):
     class Own(layers.Layer):
@@ -460,7 +468,7 @@ def test_code_asks_for_sizes_that_are_unknown(name):
     model = randomise(keras.Model(x, layers.Dense(2)(Own()(x))))
     expanded = filterprune.expand(model, [Own])
     assert not any(isinstance(layer, Own) for layer in expanded.layers)
-    for shape in ((2, 5, 3), (8, 3, 3), (3, 8, 3), (4, 4, 3)):
+    for shape in ((2, 5, 3), (8, 3, 3), (3, 8, 3), (4, 4, 3), (2, 12, 3)):
         inputs = np.random.default_rng(0).normal(size=shape).astype("float32")
         assert_close(expanded(inputs), model(inputs), 1e-5, 1e-5)
 
