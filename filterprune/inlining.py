@@ -188,9 +188,12 @@ _WHOLE_NUMBERS = 2**24  # all of them are numbers in float32
 
 
 def makes_a_mask(layer, args, kwargs) -> bool:
-    """Whether what a layer makes of such arguments has a mask."""
+    """Whether what a layer makes of such arguments has a mask, for all we know."""
     _, own, named = _inputs_like(args, kwargs)
-    outputs = copy_object(layer)(*own, **named, **no_mode(layer))
+    try:
+        outputs = copy_object(layer)(*own, **named, **no_mode(layer))
+    except Exception:
+        return True
     return any(mask_of(y) is not None for y in keras.tree.flatten(outputs))
 
 

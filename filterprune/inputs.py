@@ -80,7 +80,7 @@ def _tensor(array: np.ndarray, dtype: str):
 def _draw(rng, tensor, shape, readers) -> np.ndarray:
     words = next(filter(None, map(_vocabulary, readers)), None)
     if words is not None:
-        several = any("split" in reader.get_config() for reader in readers)
+        several = any("split" in getattr(r, "get_config", dict)() for r in readers)
         return _words(rng, shape, words, tensor.dtype, several)
     limits = [limit for reader in readers for limit in _limits(reader, tensor.dtype)]
     if limits:
