@@ -494,7 +494,7 @@ LIMITS = {
     NegativeAxes: None,
     ChannelsFirst: None,
     AnyArguments: None,
-    Unequal: "`layer` .* no copy of it with fewer channels",
+    Unequal: None,
     SumsWeights: "couples its channels",
     Spectral: PRODUCT,
 }
