@@ -46,13 +46,13 @@ def hub_models():
     except ImportError:
         return {}
     found = hub.WHOLE | hub.COMPOSITE | hub.KEPT | hub.CLOSED_BOXES
-    found |= hub.TRANSFORMERS | hub.DECODERS | hub.LANGUAGE_MODELS
+    found |= hub.TRANSFORMERS | hub.DECODERS | hub.LANGUAGE_MODELS | hub.SAVED
     return {f"keras-hub {name}": build for name, build in found.items()}
 
 
 def size_for(name, model):
     """The size of images, or the length of sequences, where any will do."""
-    if all(len(x.shape) < 4 for x in model.inputs):
+    if any("int" in x.dtype for x in model.inputs):
         return 12
     return 64 if name in hub_models() else 96
 

@@ -197,7 +197,7 @@ def show(rows: dict) -> None:
         values.append(len(row["failures"]))
         print(f"{backend:12}" + "".join(f"{value:>22,}" for value in values))
         for failure in row["failures"]:
-            print(f"  seed {failure['seed']}: {failure['error'].splitlines()[0]}")
+            print(f"  seed {failure['seed']}: {failure['error'][:80]}")
 
 
 def main() -> int:
