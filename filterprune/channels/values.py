@@ -143,7 +143,9 @@ class Valuation:
         elif call.mask is None:
             closed = np.zeros_like(dead)
         else:
-            closed = next(g for g in call.gates if g.name == name).closed()
+            # A call that is a barrier has none, whatever others of its layer have.
+            own = [gate.closed() for gate in call.gates if gate.name == name]
+            closed = own[0] if own else np.zeros_like(dead)
         for root in np.unique(roots[dead & ~closed]):
             reason = f"{describe(call.op)} takes its statistics over it"
             self.stuck.setdefault(int(root), reason)
