@@ -17,6 +17,7 @@ import numpy as np
 
 from filterprune.channels.calls import Call, Flow, Gate, describe
 from filterprune.channels.labels import Channels, fit
+from filterprune.sums import peek
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -143,9 +144,7 @@ class Valuation:
         elif call.mask is None:
             closed = np.zeros_like(dead)
         else:
-            # A call that is a barrier has none, whatever others of its layer have.
-            own = [gate.closed() for gate in call.gates if gate.name == name]
-            closed = own[0] if own else np.zeros_like(dead)
+            closed = peek(call.mask.gates[name]) == 0
         for root in np.unique(roots[dead & ~closed]):
             reason = f"{describe(call.op)} takes its statistics over it"
             self.stuck.setdefault(int(root), reason)
