@@ -85,7 +85,7 @@ class Resizer:
         return all(self.survivors.mask(part).all() for part in labels)
 
     def _initializers(self, call: Call, binding: Binding | None) -> dict:
-        """Initializers that give one value for each channel: those that are left."""
+        """Constant initializers with a value per channel, cut to the channels left."""
         found = {}
         for name, axes in binding.axes.items() if binding is not None else ():
             initializer = getattr(call.op, f"{name}_initializer", None)

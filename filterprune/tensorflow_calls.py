@@ -283,11 +283,11 @@ def _einsum(equation, inputs):
 
 
 def _sum(x, y):
-    """What TensorFlow means by a sum.
+    """The sum of two tensors, broadcast as TensorFlow does it.
 
-    `ops.add` takes what comes second for a bias if it has several places along one
-    axis alone, and they are as many as those of the first along the last axis, or else
-    along the second.
+    On TensorFlow `ops.add` treats its second operand as a bias if only one of its axes
+    is longer than 1, and that is as long as the last axis of the first operand, or as
+    its axis 1. Then it adds along the wrong axis where NumPy's rules name another.
     """
     if not _may_pass_for_bias(y, x):
         return ops.add(x, y)

@@ -33,7 +33,7 @@ class UnknownSize:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the size of an axis as it is."""
+        """Whether it is exactly the size of one axis."""
         return self.tensor is not None and (self.times, self.plus) == (1, 0)
 
     def as_keras(self):

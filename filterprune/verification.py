@@ -306,7 +306,7 @@ def is_same(model, other) -> Comparison | None:
     allowed = tolerance_of(model)
     try:
         found = _difference(model, other, runs, allowed)
-    except VerificationError:  # it raises for what the first one takes
+    except VerificationError:  # it raises for inputs that the first one takes
         return Comparison(math.inf, allowed, runs)
     # Inference was compared first; what is random in training mode cannot be.
     random = found.run.training and not found.steady
